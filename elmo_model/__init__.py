@@ -1,0 +1,1 @@
+"""ELMo's bidirectional language model in torch. Knows no Ray, Arrow or object storage."""

@@ -1,0 +1,1 @@
+"""Entry points, one module a job: parse, build, run, print."""

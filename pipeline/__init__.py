@@ -1,0 +1,1 @@
+"""The data path between a corpus and a committed snapshot of vectors."""

@@ -1,0 +1,1 @@
+"""The snapshot protocol: immutable manifests made visible by one conditional put."""

@@ -1,0 +1,1 @@
+"""One reader per input format, all producing the same document tables."""
