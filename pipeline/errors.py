@@ -1,0 +1,71 @@
+"""The errors of the pipeline: each class says who can act on it. Knows nothing else.
+
+PipelineError                  exit 1
+├── ConfigError                exit 2   the user changes the configuration or the command line
+│   └── UnsafeStoreError       exit 2   the store lets a second create win: another store is needed
+├── SourceError                exit 3   the input cannot be read: the user mends or excludes it
+│   └── TooManyRejectsError    exit 3   more rows were rejected than the configuration allows
+├── StorageError               exit 4   the store failed: try again later
+├── CommitConflictError        exit 5   another run committed first: read again, decide again
+├── CommitUnknownError         exit 6   the commit's outcome is unknown: look before acting
+├── CorruptFileError           exit 7   stored bytes differ from what the manifest promises: rebuild
+└── ClusterError               exit 8   the cluster cannot hold the plan: more nodes or fewer actors
+
+A message says where, what was expected, what was found and what to do.
+"""
+
+
+class PipelineError(Exception):
+    """Base of all errors that a job reports without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(PipelineError):
+    """The configuration or the command line is wrong; only the user can change it."""
+
+    exit_code = 2
+
+
+class UnsafeStoreError(ConfigError):
+    """The object store does not honour put-if-absent, so commits there could be lost."""
+
+
+class SourceError(PipelineError):
+    """The corpus cannot be read as configured; nothing was written."""
+
+    exit_code = 3
+
+
+class TooManyRejectsError(SourceError):
+    """More rows were rejected than the configuration allows; nothing was committed."""
+
+
+class StorageError(PipelineError):
+    """The store failed after the retries of its client; the same call may succeed later."""
+
+    exit_code = 4
+
+
+class CommitConflictError(PipelineError):
+    """Another run committed this snapshot number first; nothing of either run is lost."""
+
+    exit_code = 5
+
+
+class CommitUnknownError(PipelineError):
+    """The store did not say whether the commit happened; look at the snapshot before acting."""
+
+    exit_code = 6
+
+
+class CorruptFileError(PipelineError):
+    """A stored file or manifest is not what was written; restore it or embed again."""
+
+    exit_code = 7
+
+
+class ClusterError(PipelineError):
+    """The Ray cluster lacks the resources that the plan needs."""
+
+    exit_code = 8

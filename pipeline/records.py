@@ -1,0 +1,88 @@
+"""The records that flow through the pipeline, and their Arrow schemas. Knows no files or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SOURCE_COLUMN = "_source"
+OFFSET_COLUMN = "_offset"
+
+# What every reader produces, followed by the partition columns (string) and the carried columns.
+DOCUMENT_FIELDS = (
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("content_hash", pa.binary(16), nullable=False),
+    pa.field("text", pa.string(), nullable=False),
+    pa.field(SOURCE_COLUMN, pa.string(), nullable=False),
+    pa.field(OFFSET_COLUMN, pa.int64(), nullable=False),
+)
+
+# What tokenisation puts in the place of `text`. Sentences are runs of `tokens`; starts and ends
+# are code-point offsets into the normalised text.
+TOKEN_FIELDS = (
+    pa.field("tokens", pa.list_(pa.string()), nullable=False),
+    pa.field("sentence_lengths", pa.list_(pa.int32()), nullable=False),
+    pa.field("token_starts", pa.list_(pa.int32()), nullable=False),
+    pa.field("token_ends", pa.list_(pa.int32()), nullable=False),
+    pa.field("num_cut_tokens", pa.int32(), nullable=False),
+    pa.field("num_split_sentences", pa.int32(), nullable=False),
+)
+
+REJECTED_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("offset", pa.int64()),
+        pa.field("id", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """A part of one input file that one task reads.
+
+    `start` and `end` count in the format's own unit: row groups (parquet), record batches (arrow),
+    bytes (uncompressed jsonl and text by line); a file that cannot be split has `end` None.
+    """
+
+    index: int
+    path: str
+    format: str
+    start: int
+    end: int | None
+    size_bytes: int
+    hive_keys: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class RejectedRow:
+    """Input that could not be embedded, and why.
+
+    `offset` is the row number (parquet, arrow, csv) or byte offset (jsonl, text) in `source`, None
+    for a whole file. `stage` is read, parse, validate, plan, tokenise or embed.
+    """
+
+    source: str
+    offset: int | None
+    id: str | None
+    stage: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class DocumentBatch:
+    """Documents of one part of a split (DOCUMENT_FIELDS and more), and the rows that are not."""
+
+    documents: pa.Table
+    rejected: tuple[RejectedRow, ...] = ()
+
+
+def rejected_table(rows: Sequence[RejectedRow]) -> pa.Table:
+    """Rejected rows as a table of `REJECTED_SCHEMA`, in the given order."""
+    return pa.Table.from_pylist([vars(row) for row in rows], schema=REJECTED_SCHEMA)
