@@ -263,7 +263,7 @@ def _explain(model: type[BaseModel], error: Any) -> str:
         return f"{key} is not a known key; known here: {known}"
     if error["type"] == "missing":
         return f"{key} is missing"
-    message = error["msg"].removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ")
     if not key or isinstance(error["input"], (dict, BaseModel)):
         return message
     return f"{key}: {message}, found {error['input']!r}"
