@@ -1,0 +1,143 @@
+"""From `--config FILE` and `--set key=value` to a validated section. Knows no job, Ray or torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    T = TypeVar("T", bound=BaseModel)
+
+MAX_CONFIG_BYTES = 1 << 20
+
+
+def load_config(model: type[T], path: str | None, overrides: Sequence[str]) -> T:
+    """Build `model` from a YAML file and dotted overrides, which win.
+
+    Args:
+        model: pydantic section, such as `pipeline.config.EmbedConfig`.
+        path: local path or URL of a YAML file of at most 1 MiB; None starts from nothing.
+        overrides: `dotted.key=value`, the value read as YAML; an empty value is null.
+
+    Raises:
+        ConfigError: the file is missing, too large or not YAML (with line and column), a key is
+            unknown (with the nearest known one), or a value is not allowed.
+    """
+    from pipeline.config import build, known_keys
+
+    values = {} if path is None else parse_yaml(_read(path), path)
+    keys = known_keys(model)
+    for override in overrides:
+        key, value = _parse_override(override)
+        _check_key(key, keys)
+        _put(values, key, value)
+    sources = [path or "no --config given", *(["--set"] if overrides else [])]
+    return build(model, values, " and ".join(sources))
+
+
+def parse_yaml(content: bytes, where: str) -> dict[str, Any]:
+    """Read one YAML mapping; repeated keys are errors.
+
+    Raises:
+        ConfigError: not UTF-8, not YAML (with line and column), a repeated key, or not a mapping.
+    """
+    import yaml
+
+    class UniqueKeyLoader(yaml.SafeLoader):
+        """YAML's safe loader, which otherwise keeps the last of two equal keys in silence."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key_node, _ in node.value:
+                if key_node.value in seen:
+                    mark = key_node.start_mark
+                    raise ConfigError(
+                        f"{where}: line {mark.line + 1}, column {mark.column + 1}: the key "
+                        f"{key_node.value!r} stands twice; keep one of them"
+                    )
+                if key_node.tag != "tag:yaml.org,2002:merge":
+                    seen.add(str(key_node.value))
+            return dict(super().construct_mapping(node, deep))
+
+    try:
+        values = yaml.load(content.decode("utf-8-sig"), UniqueKeyLoader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: {_explain_yaml(error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{where}: expected a mapping such as 'source: {{path: ...}}', "
+            f"found a {type(values).__name__}"
+        )
+    return values
+
+
+def _explain_yaml(error: Any) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{place}not valid YAML: {getattr(error, 'problem', None) or error}"
+
+
+def _read(path: str) -> bytes:
+    if "://" in path:
+        from pipeline.storage import read_object
+
+        content = read_object(path)
+    else:
+        try:
+            with Path(path).open("rb") as file:
+                content = file.read(MAX_CONFIG_BYTES + 1)
+        except OSError as error:
+            raise ConfigError(
+                f"--config {path}: {error.strerror}; expected a readable YAML file"
+            ) from None
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"--config {path}: larger than 1 MiB; is this the configuration file?")
+    return content
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected key=value, such as --set run.num_actors=2")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is {_explain_yaml(error)}") from None
+
+
+def _check_key(key: str, known: Mapping[str, str]) -> None:
+    if key in known or any(name.startswith(f"{key}.") for name in known):
+        return
+    import difflib
+
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    hint = f", did you mean {near[0]}?" if near else ";"
+    section = key.rpartition(".")[0]
+    siblings = [name for name in known if name.startswith(f"{section}.")] if section else []
+    raise ConfigError(f"--set {key}: unknown key{hint} known: {', '.join(siblings or known)}")
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if inner is None:
+            inner = values[section] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"--set {key}: the file gives {section} the value {inner!r}, expected a mapping"
+            )
+        values = inner
+    values[last] = value
