@@ -1,0 +1,134 @@
+"""Connect to Ray and fit a run's actors to the cluster before anything starts.
+
+Ray waits in silence for resources that will never come, so the plan is checked here. Knows no
+corpus, model or storage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+from pipeline.config import RunConfig
+from pipeline.errors import ClusterError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NodeResources:
+    """What one live node of the cluster offers."""
+
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How many actors run, and what each reserves.
+
+    `reader_cpus` is what a reading task reserves; on every node at least one such task fits beside
+    the actors. `actor_cpus` may be less than the threads that an actor runs: the cores are shared
+    with readers, which need little.
+    """
+
+    num_actors: int
+    actor_cpus: float
+    actor_gpus: float
+    threads_per_actor: int
+    reader_cpus: float
+
+    def describe(self) -> str:
+        """One line for the plan that is printed."""
+        device = f"{self.actor_gpus:g} GPU and " if self.actor_gpus else ""
+        return (
+            f"{self.num_actors} actors, each {device}{self.threads_per_actor} threads "
+            f"({self.actor_cpus:g} CPU reserved); readers {self.reader_cpus:g} CPU each"
+        )
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS (set inside a submitted job), or start Ray on this machine.
+
+    Raises:
+        ClusterError: no cluster answers at RAY_ADDRESS.
+    """
+    if ray.is_initialized():
+        return
+    # A local Ray needs no login, and its dashboard would only cost start-up time.
+    local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    if local:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(logging_level="ERROR", log_to_driver=False, **local)
+    except ConnectionError as error:
+        raise ClusterError(
+            f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: no Ray cluster answers there ({error}). "
+            "Start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine"
+        ) from None
+
+
+def nodes() -> list[NodeResources]:
+    """The resources of the nodes that are alive now."""
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            found.append(NodeResources(resources.get("CPU", 0.0), resources.get("GPU", 0.0)))
+    return found
+
+
+def allocate(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
+    """Fit the actors to the cluster, with room for a reading task on at least one node.
+
+    On CPUs, one actor runs per `cpus_per_actor` cores, and what it reserves is scaled down so that
+    one core of each node stays free in Ray's books for reading: the operating system shares the
+    cores, Ray's accounting does not have to.
+
+    Raises:
+        ClusterError: says what was asked for, what the cluster has, and what to change.
+    """
+    if config.gpus_per_actor:
+        return _allocate_gpus(config, cluster)
+    threads = max(1, int(config.cpus_per_actor))
+    usable = [node for node in cluster if node.num_cpus >= config.cpus_per_actor]
+    if not usable:
+        raise ClusterError(
+            f"an actor asks for {config.cpus_per_actor:g} CPUs, but the largest node has "
+            f"{max((node.num_cpus for node in cluster), default=0):g}: lower run.cpus_per_actor"
+        )
+    fitting = sum(int(node.num_cpus // config.cpus_per_actor) for node in usable)
+    num_actors = config.num_actors or fitting
+    if num_actors > fitting:
+        raise ClusterError(
+            f"run.num_actors = {num_actors} actors of {config.cpus_per_actor:g} CPUs do not fit: "
+            f"the cluster's {len(cluster)} nodes hold {fitting}; ask for fewer or add nodes"
+        )
+    smallest = min(node.num_cpus for node in usable)
+    reader_cpus = 1.0 if smallest > 1 else 0.5
+    per_node = int(smallest // config.cpus_per_actor)
+    reserved = round((smallest - reader_cpus) / per_node, 3)
+    return Allocation(num_actors, min(reserved, config.cpus_per_actor), 0.0, threads, reader_cpus)
+
+
+def _allocate_gpus(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
+    fitting = sum(int(node.num_gpus // config.gpus_per_actor) for node in cluster)
+    num_actors = config.num_actors or fitting
+    if not fitting or num_actors > fitting:
+        raise ClusterError(
+            f"{num_actors or 'embedding'} actors of {config.gpus_per_actor:g} GPU do not fit: the "
+            f"cluster's {len(cluster)} nodes hold {fitting}; lower run.num_actors, add GPU nodes, "
+            "or set run.gpus_per_actor to 0 to embed on CPUs"
+        )
+    spare = sum(node.num_cpus for node in cluster) - num_actors * config.cpus_per_actor
+    if spare < 1:
+        raise ClusterError(
+            f"{num_actors} GPU actors reserve all of the cluster's CPUs and leave none to read "
+            f"the corpus: lower run.cpus_per_actor (now {config.cpus_per_actor:g}) or add CPU nodes"
+        )
+    threads = max(1, int(config.cpus_per_actor))
+    return Allocation(num_actors, config.cpus_per_actor, config.gpus_per_actor, threads, 1.0)
