@@ -90,7 +90,7 @@ class Job:
     Attributes:
         name: the module's name under `jobs`.
         summary: one line, as a verb phrase without a full stop.
-        run: does the work; raises PipelineError or ModelFileError for what the user can mend.
+        run: does the work; raises PipelineError or ElmoError for what the user can mend.
         add_arguments: adds the job's own flags; choose among actions by a positional argument with
             `choices`, not by subparsers, so that the common flags may stand anywhere.
         examples: command lines for `--help`, without `elmo <name>`.
@@ -249,7 +249,7 @@ def _explain(error: Exception, *, debug: bool) -> dict[str, Any]:
     if known is not None:
         if debug:
             log.error("details", exc_info=error)
-        name, code = type(known).__name__, int(getattr(known, "exit_code", 2))
+        name, code = type(known).__name__, int(getattr(known, "exit_code", ConfigError.exit_code))
         return _failure("failed", code, name, str(known))
     if isinstance(error, OSError):
         log.debug("details", exc_info=error)
@@ -266,15 +266,7 @@ def _known_error(error: BaseException) -> BaseException | None:
     """
     # elmo_model may bring torch: if its errors were never imported, this is none of them.
     model_errors = sys.modules.get("elmo_model.errors")
-    ours: tuple[type[BaseException], ...] = (PipelineError,)
-    if model_errors is not None:
-        ours += tuple(
-            kind
-            for kind in vars(model_errors).values()
-            if isinstance(kind, type)
-            and issubclass(kind, Exception)
-            and kind.__module__ == model_errors.__name__
-        )
+    ours = (PipelineError, *([model_errors.ElmoError] if model_errors else []))
     current: BaseException | None = error
     while current is not None:
         remote = getattr(current, "cause", None)
@@ -302,9 +294,10 @@ def _write_result(target: str | None, status: Mapping[str, Any]) -> None:
         return
     content = (redact(to_json(status)) + "\n").encode()
     if "://" in target:
-        from pipeline.storage import write_object
+        from pipeline.storage import open_storage
 
-        write_object(target, content)
+        directory, _, name = target.rpartition("/")
+        open_storage(directory).put(name, content)
         return
     path = Path(target)
     staged = path.with_name(f".{path.name}.{os.getpid()}")

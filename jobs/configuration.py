@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     T = TypeVar("T", bound=BaseModel)
 
 MAX_CONFIG_BYTES = 1 << 20
+_TOO_LARGE = "--config {}: larger than 1 MiB; is this the configuration file?"
 
 
 def load_config(model: type[T], path: str | None, overrides: Sequence[str]) -> T:
@@ -88,19 +89,25 @@ def _explain_yaml(error: Any) -> str:
 
 def _read(path: str) -> bytes:
     if "://" in path:
-        from pipeline.storage import read_object
+        from pipeline.storage import open_storage
 
-        content = read_object(path)
-    else:
-        try:
-            with Path(path).open("rb") as file:
-                content = file.read(MAX_CONFIG_BYTES + 1)
-        except OSError as error:
-            raise ConfigError(
-                f"--config {path}: {error.strerror}; expected a readable YAML file"
-            ) from None
+        directory, _, name = path.rpartition("/")
+        storage = open_storage(directory)
+        info = storage.info_or_none(name)
+        if info is None:
+            raise ConfigError(f"--config {path}: no such file; expected a readable YAML file")
+        if info.size_bytes > MAX_CONFIG_BYTES:
+            raise ConfigError(_TOO_LARGE.format(path))
+        return storage.read_bytes(name, MAX_CONFIG_BYTES)
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"--config {path}: {error.strerror}; expected a readable YAML file"
+        ) from None
     if len(content) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"--config {path}: larger than 1 MiB; is this the configuration file?")
+        raise ConfigError(_TOO_LARGE.format(path))
     return content
 
 
