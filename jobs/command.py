@@ -266,7 +266,10 @@ def _known_error(error: BaseException) -> BaseException | None:
     """
     # elmo_model may bring torch: if its errors were never imported, this is none of them.
     model_errors = sys.modules.get("elmo_model.errors")
-    ours = (PipelineError, *([model_errors.ElmoError] if model_errors else []))
+    ours: tuple[type[BaseException], ...] = (
+        PipelineError,
+        *([model_errors.ElmoError] if model_errors else []),
+    )
     current: BaseException | None = error
     while current is not None:
         remote = getattr(current, "cause", None)
