@@ -6,14 +6,17 @@ corpus, model or storage.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RayError
 
 from pipeline.config import RunConfig
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, PipelineError
 
 log = logging.getLogger(__name__)
 
@@ -132,3 +135,27 @@ def _allocate_gpus(config: RunConfig, cluster: list[NodeResources]) -> Allocatio
         )
     threads = max(1, int(config.cpus_per_actor))
     return Allocation(num_actors, config.cpus_per_actor, config.gpus_per_actor, threads, 1.0)
+
+
+@contextlib.contextmanager
+def ray_errors() -> Iterator[None]:
+    """Let the errors that tasks and actors raised come out of Ray's wrapping.
+
+    Raises:
+        PipelineError: the one that the task raised, without Ray's wrapping.
+        ClusterError: Ray itself failed: workers died, nothing moved, the cluster is gone.
+    """
+    try:
+        yield
+    except RayError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            inner = getattr(cause, "cause", None)
+            if isinstance(cause, PipelineError) and inner is None:
+                raise cause from error
+            cause = inner if isinstance(inner, BaseException) else cause.__cause__
+        lines = str(error).strip().splitlines()
+        raise ClusterError(
+            f"the run failed in Ray: {type(error).__name__}: {lines[-1] if lines else ''}. Nothing "
+            "was committed; run it again, or look at the full report with --debug"
+        ) from error

@@ -1,5 +1,7 @@
-"""Compare one bucket of the corpus with the snapshot: what is new, changed, unchanged, gone or
-there twice. Knows Arrow tables only: no files and no Ray.
+"""Compare one bucket of the corpus with the snapshot, by id and content hash.
+
+Finds what is new, changed, unchanged, gone, or there twice. Knows Arrow tables only: no files, no
+Ray.
 """
 
 from __future__ import annotations

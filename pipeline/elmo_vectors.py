@@ -6,7 +6,8 @@ put back in order. Only what will be written leaves the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -41,8 +42,8 @@ class BatchCounts:
     """Real and padded tokens that went through the biLM, sentence marks included."""
 
     num_batches: int = 0
-    real_tokens: int = field(default=0)
-    padded_tokens: int = field(default=0)
+    real_tokens: int = 0
+    padded_tokens: int = 0
 
 
 class VectorModel(Protocol):
@@ -109,7 +110,9 @@ class ElmoVectors:
             result[positions_BT[mask_BT.cpu().numpy()]] = stored
         return self._empty() if result is None else result
 
-    def _mixed_batches(self, window: TokenWindow):  # type: ignore[no-untyped-def]
+    def _mixed_batches(
+        self, window: TokenWindow
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
         """Yield (sentence indices, mixed_KBTD, mask_BT), longest sentences first."""
         lengths_S = window.sentence_lengths
         starts_S = np.cumsum(lengths_S) - lengths_S

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from pipeline.cluster import ray_errors
 from pipeline.compare import INDEX_SCHEMA, KNOWN_SCHEMA, bucket_of, compare
 from pipeline.config import EmbedConfig
 from pipeline.embed import Partition
@@ -127,6 +128,11 @@ def make_plan(config: EmbedConfig, discovery: Discovery, parent: Snapshot | None
     Raises:
         SourceError: an input file is broken, or there are too many partitions.
     """
+    with ray_errors():
+        return _make_plan(config, discovery, parent)
+
+
+def _make_plan(config: EmbedConfig, discovery: Discovery, parent: Snapshot | None) -> Plan:
     groups = group_splits(discovery.splits, MAX_GROUPS)
     known_documents = sum(file.num_documents for file in parent.files) if parent else 0
     source_bytes = sum(split.size_bytes for split in discovery.splits)
@@ -156,6 +162,7 @@ def make_plan(config: EmbedConfig, discovery: Discovery, parent: Snapshot | None
             first_splits,
             discovery.splits,
             bool(discovery.files_rejected),
+            "duplicate_text" if config.source.id_column is None else "duplicate_id",
             [refs[bucket] for refs in indexed],
             [refs[bucket] for refs in known],
         )
@@ -193,7 +200,7 @@ class _BucketSummary:
 def group_splits(
     splits: Sequence[SourceSplit], max_groups: int
 ) -> tuple[tuple[SourceSplit, ...], ...]:
-    """Consecutive splits in at most `max_groups` groups of about equal bytes, none of them empty."""
+    """Consecutive splits in at most `max_groups` groups of about equal bytes, none empty."""
     if not splits:
         return ()
     sizes = np.array([max(split.size_bytes, 1) for split in splits], dtype=np.float64)
@@ -295,6 +302,7 @@ def _compare_bucket(
     first_splits: Sequence[int],
     splits: Sequence[SourceSplit],
     keep_gone: bool,
+    duplicate_code: str,
     corpus_refs: Sequence[Any],
     known_refs: Sequence[Any],
 ) -> tuple[Any, ...]:
@@ -319,10 +327,16 @@ def _compare_bucket(
         selected_per_group=tuple(table.num_rows for table in selected),
         dropped_per_file=dict(zip(files.tolist(), counts.tolist(), strict=True)),
     )
-    return (*selected, summary, result.dropped, _duplicate_rows(result.duplicates, splits))
+    return (
+        *selected,
+        summary,
+        result.dropped,
+        _duplicate_rows(result.duplicates, splits, duplicate_code),
+    )
 
 
-def _duplicate_rows(duplicates: pa.Table, splits: Sequence[SourceSplit]) -> pa.Table:
+def _duplicate_rows(duplicates: pa.Table, splits: Sequence[SourceSplit], code: str) -> pa.Table:
+    same = "id" if code == "duplicate_id" else "text"
     path_of_split = {split.index: split.path for split in splits}
     if not duplicates.num_rows:
         return REJECTED_SCHEMA.empty_table()
@@ -333,8 +347,8 @@ def _duplicate_rows(duplicates: pa.Table, splits: Sequence[SourceSplit]) -> pa.T
                 offset=row["offset"],
                 id=row["id"],
                 stage="plan",
-                code="duplicate_id",
-                message="an earlier row of the corpus has the same id; that one is kept",
+                code=code,
+                message=f"an earlier row of the corpus has the same {same}; that one is kept",
             )
             for row in duplicates.to_pylist()
         ]

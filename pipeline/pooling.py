@@ -47,6 +47,7 @@ def finish_documents(
         partial_SKD: float32, sentences of one document side by side.
         lengths_S: tokens of each sentence.
         sentences_N: int64, sentences of each document, each at least 1.
+        pooling: mean, max or first.
 
     Returns: (N, K, D) float32.
     """

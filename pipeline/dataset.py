@@ -1,0 +1,212 @@
+"""The embed pass as a Ray Data graph: read what was selected, tokenise, embed and write in actors.
+
+read tasks -> blocks of documents -> actor pool -> one small record a block, gathered by the driver.
+Knows no encoder: a loader makes the vector model inside each actor's process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipeline.cluster import Allocation, ray_errors
+from pipeline.config import EmbedConfig, OutputConfig
+from pipeline.data_files import rewrite_without
+from pipeline.errors import SourceError
+from pipeline.plan import PlannedDrop, PlannedRead
+from pipeline.records import OFFSET_COLUMN, SourceSplit
+from pipeline.rejected import write_rejected
+from pipeline.snapshot.metadata import DataFile
+from pipeline.sources.read import read_documents
+from pipeline.storage import open_storage
+from pipeline.text import tokenise
+from pipeline.worker import EmbedWorker, WorkerRecord, WorkerSpec
+
+log = logging.getLogger(__name__)
+
+# Blocks of tokenised text leave a reading task at this size, so that the first actor starts early.
+BLOCK_BYTES = 16 << 20
+# A batch that kills its actor is tried this often before the run fails; Ray's default is for ever.
+MAX_RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class EmbedPass:
+    """One pass over the selected documents.
+
+    `documents_per_block` is what one call of an actor embeds.
+    """
+
+    spec: WorkerSpec
+    allocation: Allocation
+    documents_per_block: int
+
+    def run(self, reads: Sequence[PlannedRead]) -> Iterator[WorkerRecord]:
+        """Embed the planned documents; yields what each actor call wrote, as it finishes.
+
+        Raises:
+            SourceError: the input changed since the plan was made.
+            ClusterError: an actor died again and again, or nothing moved for too long.
+            PipelineError: what a reading task or an actor raised.
+        """
+        config = self.spec.config
+        items = [
+            {"read": number, "split": position}
+            for number, read in enumerate(reads)
+            for position in range(len(read.splits))
+        ]
+        with _data_context(config.run.no_progress_timeout_s):
+            dataset = ray.data.from_items(items, override_num_blocks=len(items))
+            dataset = dataset.map_batches(
+                _reader(config, reads),
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=self.allocation.reader_cpus,
+            )
+            dataset = dataset.repartition(target_num_rows_per_block=self.documents_per_block)
+            dataset = dataset.map_batches(
+                EmbedWorker,
+                fn_constructor_args=(self.spec,),
+                batch_size=self.documents_per_block,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=self.allocation.num_actors),
+                num_cpus=self.allocation.actor_cpus,
+                num_gpus=self.allocation.actor_gpus or None,
+                max_restarts=MAX_RESTARTS,
+                max_task_retries=MAX_RESTARTS,
+            )
+            with ray_errors():
+                for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    for text in batch["record"].to_pylist():
+                        yield WorkerRecord.from_json(text)
+
+
+def _reader(
+    config: EmbedConfig, reads: Sequence[PlannedRead]
+) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    # The refs are few (one a group of splits) and travel inside the function.
+    groups = [(read.splits, read.selected) for read in reads]
+    keep_text = "text" in config.source.carry_columns
+
+    def read(items: pa.Table) -> Iterator[pa.Table]:
+        for number, position in zip(
+            items["read"].to_pylist(), items["split"].to_pylist(), strict=True
+        ):
+            splits, selected_ref = groups[number]
+            split = splits[position]
+            selected = ray.get(selected_ref)
+            selected = selected.filter(pc.equal(selected["split"], split.index))
+            for documents in _selected_documents(config, split, selected):
+                yield tokenise(documents, config.text, keep_text=keep_text)
+
+    return read
+
+
+def _selected_documents(
+    config: EmbedConfig, split: SourceSplit, selected: pa.Table
+) -> Iterator[pa.Table]:
+    offsets = selected["offset"].combine_chunks()
+    num_found = 0
+    for batch in read_documents(split, config.source, config.text):
+        documents = batch.documents
+        position = pc.index_in(documents[OFFSET_COLUMN], value_set=offsets)
+        if position.null_count:
+            chosen = position.is_valid()
+            documents, position = documents.filter(chosen), position.drop_null()
+        if not documents.num_rows:
+            continue
+        planned = selected["content_hash"].take(position)
+        if not pc.all(pc.equal(documents["content_hash"], planned)).as_py():
+            raise _changed(split)
+        num_found += documents.num_rows
+        yield documents
+    if num_found != selected.num_rows:
+        raise _changed(split)
+
+
+def _changed(split: SourceSplit) -> SourceError:
+    return SourceError(
+        f"{split.path}: the file changed while the run was reading it, so what was planned is no "
+        "longer there; nothing was committed: run again when the corpus is at rest"
+    )
+
+
+@contextlib.contextmanager
+def _data_context(no_progress_timeout_s: int) -> Iterator[None]:
+    """Ray Data's settings for this pass; a dataset seals those it was built under."""
+    context = DataContext.get_current()
+    settings: dict[str, Any] = {
+        "target_max_block_size": BLOCK_BYTES,
+        "execution_no_progress_timeout_s": no_progress_timeout_s,
+        "enable_progress_bars": False,
+    }
+    before = {name: getattr(context, name) for name in settings}
+    for name, value in settings.items():
+        setattr(context, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+def write_rejected_tables(
+    output_url: str, run_id: str, tables: Sequence[Any]
+) -> tuple[list[str], dict[str, int]]:
+    """Write tables of rejected rows (refs, REJECTED_SCHEMA) where they lie in the cluster.
+
+    Returns: the paths of the files, and the number of rows by code.
+    """
+    task = ray.remote(_write_rejected_table)
+    paths: list[str] = []
+    by_code: dict[str, int] = {}
+    with ray_errors():
+        for path, counts in ray.get([task.remote(output_url, run_id, ref) for ref in tables]):
+            if path is not None:
+                paths.append(path)
+            for code, count in counts.items():
+                by_code[code] = by_code.get(code, 0) + count
+    return paths, by_code
+
+
+def _write_rejected_table(
+    output_url: str, run_id: str, rows: pa.Table
+) -> tuple[str | None, dict[str, int]]:
+    if not rows.num_rows:
+        return None, {}
+    counted = rows.group_by("code").aggregate([([], "count_all")])
+    by_code = zip(counted["code"].to_pylist(), counted["count_all"].to_pylist(), strict=True)
+    return write_rejected(open_storage(output_url), run_id, rows), dict(by_code)
+
+
+def rewrite_files(
+    output: OutputConfig, run_id: str, files: Sequence[DataFile], drops: Sequence[PlannedDrop]
+) -> dict[int, DataFile | None]:
+    """Copy the touched data files without the documents that leave them, a task each.
+
+    Returns: by position in `files`, the new file, or None where nothing is left of it.
+    """
+    task = ray.remote(_rewrite_file)
+    refs = [
+        task.remote(output, run_id, files[drop.file], drop.file, list(drop.dropped))
+        for drop in drops
+    ]
+    with ray_errors():
+        rewritten: list[DataFile | None] = ray.get(refs)
+    return {drop.file: file for drop, file in zip(drops, rewritten, strict=True)}
+
+
+def _rewrite_file(
+    output: OutputConfig, run_id: str, file: DataFile, number: int, dropped_refs: Sequence[Any]
+) -> DataFile | None:
+    dropped = pa.concat_tables(ray.get(list(dropped_refs)))
+    ids = dropped.filter(pc.equal(dropped["file"], number))["id"].combine_chunks()
+    return rewrite_without(open_storage(output.path), file, ids, output, run_id)

@@ -1,0 +1,117 @@
+"""Load the configured encoder and name it: the fingerprint that says which vectors may be compared.
+
+Knows the encoder and the configuration; no Ray, and files only through storage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from elmo_model.encoder import Encoder, LayerChoice
+from pipeline.config import EmbedConfig, ModelConfig, TextConfig, VectorConfig
+from pipeline.elmo_vectors import ElmoVectors, vector_columns
+from pipeline.model_files import local_copy
+from pipeline.text import tokenizer_fingerprint
+
+
+@dataclass(frozen=True)
+class EncoderDescription:
+    """What a snapshot records of its encoder.
+
+    `fingerprint` is the SHA-256 of `details`; `dim` counts the elements of a vector.
+    """
+
+    fingerprint: str
+    details: dict[str, Any]
+    dim: int
+    vector_columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ElmoLoader:
+    """Loads the configured encoder in a worker's process: picklable, called once there."""
+
+    config: EmbedConfig
+    num_threads: int
+
+    def __call__(self) -> ElmoVectors:
+        """Load the model and set torch's threads to what the worker was given.
+
+        Raises:
+            ModelFileError: the files are not a model, or not of one model.
+            StorageError: a remote file cannot be fetched.
+        """
+        import torch
+
+        torch.set_num_threads(self.num_threads)
+        config = self.config
+        encoder = load_encoder(config.model)
+        choice = layer_choice(config.model, encoder)
+        return ElmoVectors(encoder, choice, config.vectors, config.batch.max_tokens)
+
+
+def load_encoder(config: ModelConfig) -> Encoder:
+    """The encoder of a model directory or of a released pair of files, local or remote.
+
+    Raises:
+        ModelFileError: names the file, the dataset, what was found and expected.
+        ConfigError: a file does not exist.
+        StorageError: a remote file cannot be fetched.
+    """
+    settings: dict[str, Any] = {
+        "device": config.device,
+        "dtype": config.dtype,
+        "initial_state": config.initial_state,
+    }
+    if config.directory is not None:
+        return Encoder.from_directory(local_copy(config.directory), **settings)
+    assert config.options_file is not None
+    assert config.weights_file is not None
+    options_file = local_copy(config.options_file)
+    return Encoder.from_files(options_file, local_copy(config.weights_file), **settings)
+
+
+def layer_choice(config: ModelConfig, encoder: Encoder) -> LayerChoice:
+    """The configured layers, checked against the encoder's number of layers."""
+    return LayerChoice.parse(
+        config.layers,
+        num_layers=encoder.num_layers,
+        mix_weights=config.mix_weights,
+        gamma=config.mix_gamma,
+    )
+
+
+def describe(config: EmbedConfig, encoder: Encoder) -> EncoderDescription:
+    """Fingerprint of everything that decides a vector's value, and its readable details.
+
+    Batch sizes, devices and threads are left out: they change no vector beyond rounding.
+    """
+    choice = layer_choice(config.model, encoder)
+    details: dict[str, Any] = {
+        "weights_sha256": encoder.weights_sha256,
+        "options": encoder.options.to_json(),
+        "layers": config.model.layers,
+        "mix_weights": list(config.model.mix_weights) if config.model.mix_weights else None,
+        "mix_gamma": config.model.mix_gamma,
+        "initial_state": config.model.initial_state,
+        "arithmetic": config.model.dtype,
+        **_vector_details(config.text, config.vectors),
+    }
+    canonical = json.dumps(details, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return EncoderDescription(
+        fingerprint=hashlib.sha256(canonical.encode()).hexdigest(),
+        details=details,
+        dim=choice.dim(encoder),
+        vector_columns=vector_columns(choice.num_outputs(encoder)),
+    )
+
+
+def _vector_details(text: TextConfig, vectors: VectorConfig) -> dict[str, Any]:
+    return {
+        "tokenizer": tokenizer_fingerprint(text),
+        "text": text.model_dump(mode="json"),
+        "vectors": vectors.model_dump(mode="json"),
+    }

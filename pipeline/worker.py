@@ -1,0 +1,238 @@
+"""What one embedding actor does: a table of documents in, data files out. A plain class, no Ray.
+
+The vectors go from the model straight into files at their final names, which no reader lists; only
+the description of the files is returned, so vectors never enter Ray's object store. Writing happens
+on a thread of its own while the next window is encoded.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import EmbedConfig
+from pipeline.data_files import DataFileWriter
+from pipeline.elmo_vectors import VectorModel
+from pipeline.embed import EmbeddedBatch, Embedder, Partition
+from pipeline.records import RejectedRow
+from pipeline.rejected import write_rejected
+from pipeline.schema import output_schema
+from pipeline.snapshot.metadata import DataFile
+from pipeline.storage import Storage, open_storage
+
+ModelLoader = Callable[[], VectorModel]
+RECORD_SCHEMA = pa.schema([pa.field("record", pa.string(), nullable=False)])
+# Windows that may wait for the writer; each holds the vectors of about batch.window_tokens tokens.
+MAX_WAITING_WINDOWS = 2
+
+
+@dataclass(frozen=True)
+class WorkerCounts:
+    """What one call of a worker did. Times are seconds, tokens are without sentence marks."""
+
+    documents: int = 0
+    sentences: int = 0
+    tokens: int = 0
+    cut_tokens: int = 0
+    split_sentences: int = 0
+    real_tokens: int = 0
+    padded_tokens: int = 0
+    encode_s: float = 0.0
+    call_s: float = 0.0
+
+    def __add__(self, other: WorkerCounts) -> WorkerCounts:
+        return WorkerCounts(*(getattr(self, k) + getattr(other, k) for k in vars(self)))
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """What one call produced: the files, and the rejected rows written to `rejected_file`."""
+
+    files: tuple[DataFile, ...] = ()
+    rejected_file: str | None = None
+    rejected_by_code: Mapping[str, int] = field(default_factory=dict)
+    counts: WorkerCounts = WorkerCounts()
+
+    def to_json(self) -> str:
+        """The record as one line of JSON; `from_json` reads it back."""
+        files = [file.to_json() for file in self.files]
+        return json.dumps({**asdict(replace(self, files=())), "files": files})
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkerRecord:
+        """Read what `to_json` wrote."""
+        values: dict[str, Any] = json.loads(text)
+        return cls(
+            files=tuple(DataFile.from_json(file) for file in values["files"]),
+            rejected_file=values["rejected_file"],
+            rejected_by_code=values["rejected_by_code"],
+            counts=WorkerCounts(**values["counts"]),
+        )
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Everything a worker needs, picklable: it is built anew in each actor's process."""
+
+    config: EmbedConfig
+    run_id: str
+    carried_fields: tuple[pa.Field, ...]
+    load_model: ModelLoader
+
+
+class EmbedWorker:
+    """Embeds tables of tokenised documents and writes their rows as data files."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._config = spec.config
+        self._storage = open_storage(spec.config.output.path)
+        self._model = spec.load_model()
+        self._schema = output_schema(
+            spec.config.vectors, self._model.dim, self._model.vector_columns, spec.carried_fields
+        )
+        self._embedder = Embedder(
+            self._model,
+            self._schema,
+            spec.config.source.partition_columns,
+            spec.config.vectors.level,
+            spec.config.batch.window_tokens,
+        )
+
+    def __call__(self, documents: pa.Table) -> pa.Table:
+        """Embed and write one table of documents (TOKEN_FIELDS and the carried columns).
+
+        Returns: one row of RECORD_SCHEMA; none for an empty table.
+        """
+        if not documents.num_rows:
+            return RECORD_SCHEMA.empty_table()
+        record = self.embed(documents)
+        return pa.table({"record": [record.to_json()]}, schema=RECORD_SCHEMA)
+
+    def embed(self, documents: pa.Table) -> WorkerRecord:
+        """Embed and write one table of documents; nothing of a failed call is ever listed."""
+        started = time.monotonic()
+        before = replace(self._model.counts)
+        rejected: list[RejectedRow] = []
+        with _BackgroundFiles(self._storage, self._spec, self._schema) as files:
+            num_documents = 0
+            for result in self._embedder.embed(documents):
+                if isinstance(result, RejectedRow):
+                    rejected.append(result)
+                else:
+                    files.write(result)
+                    num_documents += result.num_documents
+            encode_s = time.monotonic() - started
+            data_files = files.close()
+        by_code: dict[str, int] = {}
+        for row in rejected:
+            by_code[row.code] = by_code.get(row.code, 0) + 1
+        after = self._model.counts
+        return WorkerRecord(
+            files=data_files,
+            rejected_file=write_rejected(self._storage, self._spec.run_id, rejected)
+            if rejected
+            else None,
+            rejected_by_code=by_code,
+            counts=WorkerCounts(
+                documents=num_documents,
+                sentences=_total_length(documents, "sentence_lengths"),
+                tokens=_total_length(documents, "tokens"),
+                cut_tokens=_total(documents, "num_cut_tokens"),
+                split_sentences=_total(documents, "num_split_sentences"),
+                real_tokens=after.real_tokens - before.real_tokens,
+                padded_tokens=after.padded_tokens - before.padded_tokens,
+                encode_s=encode_s,
+                call_s=time.monotonic() - started,
+            ),
+        )
+
+
+class _BackgroundFiles:
+    """Data files of one call, written by a thread: one open file at a time, partitions in order."""
+
+    def __init__(self, storage: Storage, spec: WorkerSpec, schema: pa.Schema) -> None:
+        self._storage = storage
+        self._spec = spec
+        self._schema = schema
+        self._partition: Partition | None = None
+        self._writer: DataFileWriter | None = None
+        self._files: list[DataFile] = []
+        self._error: BaseException | None = None
+        self._waiting: queue.Queue[EmbeddedBatch | None] = queue.Queue(MAX_WAITING_WINDOWS)
+        self._thread = threading.Thread(target=self._run, name="data-file-writer", daemon=True)
+
+    def __enter__(self) -> _BackgroundFiles:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if self._thread.is_alive():
+            self._error = self._error or InterruptedError("the call failed")
+            self._waiting.put(None)
+            self._thread.join()
+        if self._writer is not None:
+            self._writer.abort()
+
+    def write(self, batch: EmbeddedBatch) -> None:
+        """Queue a batch; waits when the writer is behind, and raises what it met."""
+        self._waiting.put(batch)
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> tuple[DataFile, ...]:
+        """Wait until all is written and closed; returns the files in partition order."""
+        self._waiting.put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return tuple(self._files)
+
+    def _run(self) -> None:
+        while (batch := self._waiting.get()) is not None:
+            if self._error is None:
+                try:
+                    self._write(batch)
+                except BaseException as error:  # handed to the caller's thread
+                    self._error = error
+        if self._error is None:
+            try:
+                self._close_writer()
+            except BaseException as error:
+                self._error = error
+
+    def _write(self, batch: EmbeddedBatch) -> None:
+        output = self._spec.config.output
+        if self._writer is not None and (
+            batch.partition != self._partition
+            or self._writer.size_bytes >= output.target_file_bytes
+        ):
+            self._close_writer()
+        if self._writer is None:
+            names = self._spec.config.source.partition_columns
+            partition = dict(zip(names, batch.partition, strict=True))
+            self._writer = DataFileWriter(
+                self._storage, self._schema, output, partition, self._spec.run_id
+            )
+            self._partition = batch.partition
+        self._writer.write(batch.rows)
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._files.append(self._writer.close())
+            self._writer = None
+
+
+def _total_length(documents: pa.Table, name: str) -> int:
+    return sum(len(chunk.flatten()) for chunk in documents[name].chunks)
+
+
+def _total(documents: pa.Table, name: str) -> int:
+    return int(documents[name].to_numpy().sum())
