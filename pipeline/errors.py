@@ -6,6 +6,9 @@ PipelineError                  exit 1
 ├── SourceError                exit 3   the input cannot be read: the user mends or excludes it
 │   └── TooManyRejectsError    exit 3   more rows were rejected than the configuration allows
 ├── StorageError               exit 4   the store failed: try again later
+│   ├── MissingFileError       exit 4   no such file: the caller knows what it means
+│   └── UnknownOutcomeError    exit 4   a write may or may not have happened: look before acting
+├── AlreadyExistsError         exit 1   put-if-absent found a file: the caller lost the race
 ├── CommitConflictError        exit 5   another run committed first: read again, decide again
 ├── CommitUnknownError         exit 6   the commit's outcome is unknown: look before acting
 ├── CorruptFileError           exit 7   stored bytes differ from what the manifest promises: rebuild
@@ -45,6 +48,18 @@ class StorageError(PipelineError):
     """The store failed after the retries of its client; the same call may succeed later."""
 
     exit_code = 4
+
+
+class MissingFileError(StorageError):
+    """The store answered that there is no such file."""
+
+
+class UnknownOutcomeError(StorageError):
+    """A write failed in a way that leaves open whether the store carried it out."""
+
+
+class AlreadyExistsError(PipelineError):
+    """A put-if-absent found that the file exists; what is stored was left alone."""
 
 
 class CommitConflictError(PipelineError):
