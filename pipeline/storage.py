@@ -186,7 +186,7 @@ class Storage:
         self._check(pattern)
         magic = GLOB_CHARACTERS.search(pattern)
         if magic is None:
-            info = self.find(pattern)
+            info = self.info_or_none(pattern)
             return [info] if info else []
         fixed = pattern[: max(pattern.rfind("/", 0, magic.start()), 0)]
         depth = None if "**" in pattern else pattern.count("/") - fixed.count("/") + (not fixed)
@@ -207,7 +207,7 @@ class Storage:
                     return _remote_info(path, entry)
         raise MissingFileError(f"{self._where(path)}: this is a directory, not a file")
 
-    def find(self, path: str) -> FileInfo | None:
+    def info_or_none(self, path: str) -> FileInfo | None:
         """As `info`, but None where there is no such file."""
         try:
             return self.info(path)
@@ -216,7 +216,7 @@ class Storage:
 
     def exists(self, path: str) -> bool:
         """Whether there is a file (not a directory) at `path`."""
-        return self.find(path) is not None
+        return self.info_or_none(path) is not None
 
     def size_bytes(self, path: str) -> int:
         """Size of one file."""

@@ -1,1 +1,1 @@
-"""The snapshot protocol: immutable manifests made visible by one conditional put."""
+"""Immutable numbered snapshots: what they are, how they are committed, read and compared."""
