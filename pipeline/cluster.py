@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import RayError
 
+from elmo_model.errors import ElmoError
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, PipelineError
 
@@ -142,7 +143,7 @@ def ray_errors() -> Iterator[None]:
     """Let the errors that tasks and actors raised come out of Ray's wrapping.
 
     Raises:
-        PipelineError: the one that the task raised, without Ray's wrapping.
+        PipelineError, ElmoError: the one that the task raised, without Ray's wrapping.
         ClusterError: Ray itself failed: workers died, nothing moved, the cluster is gone.
     """
     try:
@@ -151,7 +152,7 @@ def ray_errors() -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None:
             inner = getattr(cause, "cause", None)
-            if isinstance(cause, PipelineError) and inner is None:
+            if isinstance(cause, (PipelineError, ElmoError)) and inner is None:
                 raise cause from error
             cause = inner if isinstance(inner, BaseException) else cause.__cause__
         lines = str(error).strip().splitlines()

@@ -97,6 +97,9 @@ class ModelConfig(_Section):
     )
     options_file: str | None = Field(None, description="options.json of a released model")
     weights_file: str | None = Field(None, description="HDF5 weights of a released model")
+    vocabulary_file: str | None = Field(
+        None, description="words of a released model with word input (no char_cnn)"
+    )
     layers: str = Field(
         "average",
         description="all | top | average | mix, or word_emb | lstm_outputs1 | lstm_outputs2 | elmo",

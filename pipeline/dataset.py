@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -20,6 +22,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from pipeline.cluster import Allocation, ray_errors
 from pipeline.config import EmbedConfig, OutputConfig
 from pipeline.data_files import rewrite_without
+from pipeline.elmo_vectors import VectorModel
+from pipeline.embed import token_window
 from pipeline.errors import SourceError
 from pipeline.plan import PlannedDrop, PlannedRead
 from pipeline.records import OFFSET_COLUMN, SourceSplit
@@ -36,6 +40,9 @@ log = logging.getLogger(__name__)
 BLOCK_BYTES = 16 << 20
 # A batch that kills its actor is tried this often before the run fails; Ray's default is for ever.
 MAX_RESTARTS = 3
+# The sample that a dry run embeds to measure the rate.
+MEASURED_DOCUMENTS = 200
+MEASURED_TOKENS = 5_000
 
 
 @dataclass(frozen=True)
@@ -210,3 +217,47 @@ def _rewrite_file(
     dropped = pa.concat_tables(ray.get(list(dropped_refs)))
     ids = dropped.filter(pc.equal(dropped["file"], number))["id"].combine_chunks()
     return rewrite_without(open_storage(output.path), file, ids, output, run_id)
+
+
+def measure_rate(spec: WorkerSpec, allocation: Allocation, read: PlannedRead) -> float:
+    """Tokens per second of one actor on a sample of what is to be embedded; writes nothing.
+
+    Args:
+        spec: what the actors are built from.
+        allocation: the resources of one actor.
+        read: a planned read to take the sample from.
+    """
+    task = ray.remote(_measure_rate).options(
+        num_cpus=allocation.actor_cpus, num_gpus=allocation.actor_gpus
+    )
+    with ray_errors():
+        rate: float = ray.get(task.remote(spec, read.splits, read.selected))
+    return rate
+
+
+def _measure_rate(spec: WorkerSpec, splits: Sequence[SourceSplit], selected: pa.Table) -> float:
+    config = spec.config
+    samples: list[pa.Table] = []
+    num_tokens = 0
+    for split in splits:
+        chosen = selected.filter(pc.equal(selected["split"], split.index))
+        for documents in _selected_documents(config, split, chosen):
+            tokens = tokenise(documents.slice(0, MEASURED_DOCUMENTS), config.text)
+            samples.append(tokens)
+            num_tokens += len(tokens["tokens"].combine_chunks().flatten())
+            if num_tokens >= MEASURED_TOKENS:
+                return _rate(spec.load_model(), pa.concat_tables(samples))
+    return _rate(spec.load_model(), pa.concat_tables(samples)) if samples else 0.0
+
+
+def _rate(model: VectorModel, tokens: pa.Table) -> float:
+    """Rate over the first MEASURED_TOKENS tokens, after one small warm-up."""
+    counts = pc.list_value_length(tokens["tokens"]).to_numpy()
+    num_documents = 1 + int(np.searchsorted(np.cumsum(counts), MEASURED_TOKENS))
+    sample = tokens.filter(pc.greater(pc.list_value_length(tokens["tokens"]), 0))
+    sample = sample.slice(0, num_documents)
+    model.vectors(token_window(sample.slice(0, 1)))
+    started = time.monotonic()
+    model.vectors(token_window(sample))
+    seconds = time.monotonic() - started
+    return float(len(sample["tokens"].combine_chunks().flatten()) / max(seconds, 1e-9))

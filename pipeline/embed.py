@@ -55,10 +55,15 @@ class Embedder:
         window fail alike, the model is broken and the error is raised.
         """
         documents = documents.combine_chunks()
+        tokens_per_document = _list_lengths(documents, "tokens")
+        if not tokens_per_document.all():
+            for index in np.flatnonzero(tokens_per_document == 0).tolist():
+                message = "the text has no tokens, only blanks or control characters"
+                yield _reject(documents, index, "no_tokens", message, stage="tokenise")
+            documents = documents.filter(pa.array(tokens_per_document > 0))
         if self.partition_columns:
             documents = documents.sort_by([(name, "ascending") for name in self.partition_columns])
-        tokens_per_document = pc.list_value_length(documents["tokens"]).to_numpy().astype(np.int64)
-        for window in windows(tokens_per_document, self.window_tokens):
+        for window in windows(_list_lengths(documents, "tokens"), self.window_tokens):
             part = documents.slice(window.start, window.stop - window.start)
             yield from self._embed_window(part)
 
@@ -193,12 +198,14 @@ def _partition_runs(part: pa.Table, columns: Sequence[str]) -> Iterator[tuple[Pa
             first = index
 
 
-def _reject(part: pa.Table, index: int, code: str, message: str) -> RejectedRow:
+def _reject(
+    part: pa.Table, index: int, code: str, message: str, stage: str = "embed"
+) -> RejectedRow:
     return RejectedRow(
         source=part[SOURCE_COLUMN][index].as_py(),
         offset=part[OFFSET_COLUMN][index].as_py(),
         id=part["id"][index].as_py(),
-        stage="embed",
+        stage=stage,
         code=code,
         message=message,
     )

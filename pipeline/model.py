@@ -70,6 +70,8 @@ def load_encoder(config: ModelConfig) -> Encoder:
         return Encoder.from_directory(local_copy(config.directory), **settings)
     assert config.options_file is not None
     assert config.weights_file is not None
+    if config.vocabulary_file is not None:
+        settings["vocabulary_file"] = local_copy(config.vocabulary_file)
     options_file = local_copy(config.options_file)
     return Encoder.from_files(options_file, local_copy(config.weights_file), **settings)
 
@@ -81,6 +83,7 @@ def layer_choice(config: ModelConfig, encoder: Encoder) -> LayerChoice:
         num_layers=encoder.num_layers,
         mix_weights=config.mix_weights,
         gamma=config.mix_gamma,
+        num_directions=encoder.options.num_directions,
     )
 
 
@@ -92,7 +95,7 @@ def describe(config: EmbedConfig, encoder: Encoder) -> EncoderDescription:
     choice = layer_choice(config.model, encoder)
     details: dict[str, Any] = {
         "weights_sha256": encoder.weights_sha256,
-        "options": encoder.options.to_json(),
+        "options": encoder.options.to_dict(),
         "layers": config.model.layers,
         "mix_weights": list(config.model.mix_weights) if config.model.mix_weights else None,
         "mix_gamma": config.model.mix_gamma,

@@ -395,7 +395,7 @@ def _check_rejects(
     codes = ", ".join(f"{count} {code}" for code, count in sorted(by_code.items()))
     raise TooManyRejectsError(
         f"{', '.join(prepared.config.source.paths)}: {rejected} of {total} rows were rejected "
-        f"({codes}), more than run.max_rejected_share = {limit:.2%}; nothing was committed. Source, "
-        f"offset and reason of each: {prepared.store.url}/{rejected_files[0]}"
+        f"({codes}), more than run.max_rejected_share = {limit:.2%}; nothing was committed. "
+        f"Source, offset and reason of each: {prepared.store.url}/{rejected_files[0]}"
         + (f" and {len(rejected_files) - 1} more files" if len(rejected_files) > 1 else "")
     )

@@ -47,6 +47,11 @@ class WorkerCounts:
     encode_s: float = 0.0
     call_s: float = 0.0
 
+    @property
+    def padding_share(self) -> float:
+        """Share of the padded tokens that are padding."""
+        return 1 - self.real_tokens / self.padded_tokens if self.padded_tokens else 0.0
+
     def __add__(self, other: WorkerCounts) -> WorkerCounts:
         return WorkerCounts(*(getattr(self, k) + getattr(other, k) for k in vars(self)))
 

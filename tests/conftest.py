@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# Timings never decide a test, and failures must be the same on every machine.
+settings.register_profile("elmo", deadline=None, derandomize=True)
+settings.load_profile("elmo")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 REQUIRE_ALL = os.environ.get("ELMO_REQUIRE_ALL", "") not in ("", "0")
