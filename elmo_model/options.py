@@ -185,7 +185,7 @@ class ElmoOptions:
 
     def with_word_input(self) -> ElmoOptions:
         """The same biLM over stored word vectors instead of characters."""
-        return replace(self, char_cnn=None)
+        return replace(self, char_cnn=None, training=replace(self.training, n_tokens_vocab=None))
 
 
 _DEFAULTS = vars(TrainingOptions())

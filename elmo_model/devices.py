@@ -1,0 +1,54 @@
+"""Say which device and arithmetic a model runs with, or why it cannot. Knows no model."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from elmo_model.errors import DeviceError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def select_device(name: str) -> torch.device:
+    """The torch device of `auto`, `cpu`, `cuda` or `cuda:N`; `auto` is CUDA where there is one.
+
+    Raises:
+        DeviceError: an unknown name, or a CUDA device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise DeviceError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise DeviceError(
+                f"device: {name} is not there, torch {torch.__version__} sees {count} CUDA "
+                "devices; use auto or cpu, or a torch built for this machine's CUDA"
+            )
+    return device
+
+
+def select_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The torch type of `float32`, `bfloat16` or `float16`, if matrices of it can be multiplied.
+
+    A CPU without bfloat16 instructions emulates it, which is right but slow.
+
+    Raises:
+        DeviceError: an unknown name, or arithmetic that torch lacks on this device.
+    """
+    if name not in DTYPES:
+        raise DeviceError(f"dtype: expected {', '.join(DTYPES)}, found {name!r}")
+    dtype = DTYPES[name]
+    probe = torch.ones(4, 4, dtype=dtype, device=device)
+    try:
+        torch.addmm(probe, probe, probe)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"dtype: torch {torch.__version__} cannot multiply {name} matrices on {device} "
+            f"({error}); use float32"
+        ) from error
+    return dtype

@@ -1,0 +1,77 @@
+"""Read and replace local model files without surprises. Knows bytes and names, no weights.
+
+Files are written beside their target and renamed, so that no reader sees half of one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from elmo_model.errors import ModelFileError
+
+Kind = Literal["hdf5", "safetensors"]
+
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_PICKLE_ENDINGS = (".th", ".pt", ".pth", ".pkl", ".pickle", ".bin")
+_PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def weights_kind(path: str | Path) -> Kind:
+    """Tell by its first bytes which of the two kinds of weight file this is.
+
+    Raises:
+        ModelFileError: no such file, a pickle, or neither HDF5 nor safetensors.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
+    if head.startswith(_HDF5_MAGIC):
+        return "hdf5"
+    if head.startswith(_PICKLE_MAGIC) or str(path).lower().endswith(_PICKLE_ENDINGS):
+        raise ModelFileError(
+            f"{path}: is a pickle, which may run any program when it is opened, so it is not read. "
+            "If you trust it, convert it once where torch is installed: "
+            "state = torch.load(PATH, map_location='cpu', weights_only=True); "
+            "safetensors.torch.save_file(state, 'weights.safetensors')"
+        )
+    # A safetensors file is the header's size in 8 bytes, then the header, which is JSON.
+    if len(head) > 8 and head[8:9] == b"{":
+        return "safetensors"
+    what = "is empty" if not head else f"starts with {head[:16]!r}"
+    if head.startswith(b"version https://git-lfs"):
+        what = "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+    elif head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        what = "is a web page, probably an error message of the server it was fetched from"
+    raise ModelFileError(f"{path}: expected HDF5 or safetensors weights, but the file {what}")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and takes `path`'s place.
+
+    On an error the temporary file is removed and `path` stays as it was.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Force a file's bytes to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
