@@ -1,0 +1,203 @@
+"""From text to sentences of tokens: normalise, tokenise, keep to the limits. Knows no files or Ray.
+
+Positions are code points in the normalised text; `text[start:end]` is the token. Equal text and
+configuration give equal tokens wherever they run: that is what a tokeniser's fingerprint stands
+for.
+
+Legend: D documents, S sentences, N tokens.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.config import TextConfig
+from pipeline.records import TOKEN_FIELDS
+from pipeline.tokenizers.chinese import ChineseTokeniser
+from pipeline.tokenizers.pretokenized import PretokenizedText
+from pipeline.tokenizers.spans import TextBuffer, Tokeniser, TokenSpans, gather
+from pipeline.tokenizers.word_tokeniser import WordTokeniser
+
+# Documents are tokenised in groups of about this much text: the arrays of one group stay small
+# enough for the processor's cache. A larger document is a group of its own.
+GROUP_BYTES = 1 << 20
+
+
+@lru_cache(maxsize=3)
+def make_tokeniser(name: Literal["words", "chinese", "pretokenized"]) -> Tokeniser:
+    """The tokeniser of that name.
+
+    Raises:
+        ConfigError: it needs a package that is not installed.
+    """
+    if name == "chinese":
+        return ChineseTokeniser()
+    return WordTokeniser() if name == "words" else PretokenizedText()
+
+
+def tokenizer_fingerprint(text: TextConfig) -> str:
+    """Name and version of the configured tokeniser, without the limits.
+
+    Raises:
+        ConfigError: the tokeniser needs a package that is not installed.
+    """
+    return make_tokeniser(text.tokenizer).fingerprint
+
+
+def normalise(text: pa.Array, form: Literal["NFC", "NFKC"] | None) -> pa.Array:
+    """Bring every string into the Unicode normal form; nulls stay null.
+
+    Most text is ASCII or normal already: only the rest is rewritten.
+    """
+    if form is None:
+        return text
+    candidates = pc.fill_null(pc.invert(pc.string_is_ascii(text)), False)
+    positions = np.flatnonzero(candidates.to_numpy(zero_copy_only=False))
+    changed: list[int] = []
+    replacements: list[str] = []
+    values = text.take(pa.array(positions)).to_pylist()
+    for position, value in zip(positions.tolist(), values, strict=True):
+        if not unicodedata.is_normalized(form, value):
+            changed.append(position)
+            replacements.append(unicodedata.normalize(form, value))
+    if not changed:
+        return text
+    mask = np.zeros(len(text), bool)
+    mask[changed] = True
+    return pc.replace_with_mask(text, pa.array(mask), pa.array(replacements, text.type))
+
+
+def has_tokens(text: pa.Array, config: TextConfig) -> pa.BooleanArray:
+    """Whether `tokenise` finds a token in each string (null for null)."""
+    pattern = make_tokeniser(config.tokenizer).solid_pattern
+    return pc.match_substring_regex(text, pattern)
+
+
+def tokenise(documents: pa.Table, text: TextConfig, *, keep_text: bool = False) -> pa.Table:
+    """Replace the column `text` by TOKEN_FIELDS, row for row.
+
+    Args:
+        documents: has a column `text`, normalised strings without nulls.
+        text: tokeniser and limits.
+        keep_text: keep the column `text`, before the new ones.
+
+    Returns: the rows and other columns of `documents`. A document in which `has_tokens` finds
+        none (`read_documents` lets none through) has empty lists.
+
+    Raises:
+        ConfigError: the tokeniser needs a package that is not installed.
+    """
+    tokeniser = make_tokeniser(text.tokenizer)
+    groups = [_tokenise_group(group, tokeniser, text) for group in _groups(documents["text"])]
+    fields: list[pa.Field] = []
+    columns: list[pa.ChunkedArray] = []
+    for field, column in zip(documents.schema, documents.columns, strict=True):
+        if field.name != "text" or keep_text:
+            fields.append(field)
+            columns.append(column)
+        if field.name == "text":
+            fields.extend(TOKEN_FIELDS)
+            columns.extend(
+                pa.chunked_array([group[number] for group in groups], token_field.type)
+                for number, token_field in enumerate(TOKEN_FIELDS)
+            )
+    return pa.table(columns, schema=pa.schema(fields, documents.schema.metadata))
+
+
+def _groups(text: pa.ChunkedArray) -> Iterator[pa.StringArray]:
+    for chunk in text.chunks:
+        offsets = TextBuffer.from_arrow(chunk).offsets
+        first = 0
+        while first < len(chunk):
+            last = int(np.searchsorted(offsets, offsets[first] + GROUP_BYTES, side="right")) - 1
+            last = min(max(last, first + 1), len(chunk))
+            yield chunk.slice(first, last - first)
+            first = last
+
+
+def _tokenise_group(
+    text: pa.StringArray, tokeniser: Tokeniser, config: TextConfig
+) -> list[pa.Array]:
+    buffer = TextBuffer.from_arrow(text)
+    limited = _limit(tokeniser.spans(buffer), config)
+    spans = limited.spans
+    token_offsets = pa.array(spans.document_offsets.astype(np.int32))
+    sentence_offsets = pa.array(limited.sentence_offsets.astype(np.int32))
+    tokens = gather(buffer.data, spans.byte_starts, spans.byte_ends)
+    return [
+        pa.ListArray.from_arrays(token_offsets, tokens),
+        pa.ListArray.from_arrays(sentence_offsets, pa.array(limited.sentence_lengths)),
+        pa.ListArray.from_arrays(token_offsets, pa.array(spans.starts)),
+        pa.ListArray.from_arrays(token_offsets, pa.array(spans.ends)),
+        pa.array(limited.num_cut_tokens),
+        pa.array(limited.num_split_sentences),
+    ]
+
+
+@dataclass(frozen=True)
+class _Limited:
+    """Token spans within the limits.
+
+    Document d has the sentences from `sentence_offsets[d]` (int64, D + 1) on, of
+    `sentence_lengths` (int32, S) tokens; the counts are int32 (D).
+    """
+
+    spans: TokenSpans
+    sentence_offsets: NDArray[np.int64]
+    sentence_lengths: NDArray[np.int32]
+    num_cut_tokens: NDArray[np.int32]
+    num_split_sentences: NDArray[np.int32]
+
+
+def _limit(spans: TokenSpans, config: TextConfig) -> _Limited:
+    """Cut documents to their first tokens, then split long sentences into equal pieces."""
+    tokens_found = np.diff(spans.document_offsets)
+    spans = _cut_documents(spans, config.max_document_tokens)
+    offsets = spans.document_offsets
+    first = np.flatnonzero(spans.sentence_starts)
+    lengths = np.diff(np.append(first, offsets[-1]))
+    document = np.searchsorted(offsets, first, side="right") - 1
+    limit = config.max_sentence_tokens
+    num_pieces = -(-lengths // limit)
+    pieces = np.full(int(num_pieces.sum()), limit, np.int32)
+    pieces[np.cumsum(num_pieces) - 1] = lengths - (num_pieces - 1) * limit
+    num_documents = len(offsets) - 1
+    sentence_offsets = np.zeros(num_documents + 1, np.int64)
+    per_document = np.bincount(document, weights=num_pieces, minlength=num_documents)
+    np.cumsum(per_document.astype(np.int64), out=sentence_offsets[1:])
+    split = np.bincount(document[num_pieces > 1], minlength=num_documents)
+    return _Limited(
+        spans,
+        sentence_offsets,
+        pieces,
+        (tokens_found - np.diff(offsets)).astype(np.int32),
+        split.astype(np.int32),
+    )
+
+
+def _cut_documents(spans: TokenSpans, max_tokens: int) -> TokenSpans:
+    offsets = spans.document_offsets
+    found = np.diff(offsets)
+    if not (found > max_tokens).any():
+        return spans
+    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], found)
+    kept = place < max_tokens
+    new_offsets = np.zeros_like(offsets)
+    np.cumsum(np.minimum(found, max_tokens), out=new_offsets[1:])
+    return TokenSpans(
+        new_offsets,
+        spans.byte_starts[kept],
+        spans.byte_ends[kept],
+        spans.starts[kept],
+        spans.ends[kept],
+        spans.sentence_starts[kept],
+    )

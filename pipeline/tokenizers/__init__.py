@@ -1,0 +1,1 @@
+"""Tokenisers: each turns normalised text into sentences of tokens with their places."""
