@@ -42,7 +42,7 @@ class BiLM(nn.Module):
     """Both LSTM stacks over one token embedding.
 
     A new module holds the random weights with which the original starts its training; draw them
-    again with `reset_parameters(generator)`, or load weights (weights.py).
+    again with `reset_parameters(generator)`, or load weights with `weights.build`.
     """
 
     token_embedding: CharCnn | TokenEmbedding
@@ -75,6 +75,9 @@ class BiLM(nn.Module):
             if options.bidirectional
             else None
         )
+        # On the meta device there is nothing to draw, and torch would load its compiler to do it.
+        if self.device.type != "meta":
+            self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew, as the original starts its training."""

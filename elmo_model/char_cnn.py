@@ -50,7 +50,7 @@ class Highway(nn.Module):
 
 
 class CharCnn(nn.Module):
-    """The character encoder; `width` is the width P of what comes out."""
+    """The character encoder; `width` is the width P of what comes out. `BiLM` draws its weights."""
 
     projection_weight: nn.Parameter | None
     projection_bias: nn.Parameter | None
@@ -69,7 +69,6 @@ class CharCnn(nn.Module):
         projects = num_filters != width
         self.projection_weight = nn.Parameter(torch.empty(num_filters, width)) if projects else None
         self.projection_bias = nn.Parameter(torch.empty(width)) if projects else None
-        self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights as the original starts its training."""

@@ -4,14 +4,14 @@ The directory holds options.json, weights.safetensors, and vocabulary.txt where 
 `options.json` is the released format with its `n_characters` of 262. The weights are float32 under
 the names of `BiLM`'s state dict. A word-input model, or one whose context-free vectors were dumped,
 has no `char_cnn` in its options and needs the vocabulary; a character model may have one, which
-pretraining uses. options.json is written last and removed first, so that a directory that holds it
-holds one whole model. Knows no layers and no text.
+only pretraining reads. options.json is written last and removed first, so that a directory that
+holds it holds one whole model. Knows no layers and no text.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from torch import Tensor
 from elmo_model.errors import ModelFileError
 from elmo_model.files import replacing
 from elmo_model.options import ElmoOptions
-from elmo_model.vocabulary import Vocabulary
 from elmo_model.weight_table import WORD_TABLE
 from elmo_model.weights import (
     StateDict,
@@ -29,6 +28,7 @@ from elmo_model.weights import (
     read_weights,
     write_safetensors,
 )
+from elmo_model.word_ids import read_words
 
 OPTIONS_NAME = "options.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -38,27 +38,27 @@ _EMBEDDING = "token_embedding."
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Options, the state dict of `BiLM(options)`, and the vocabulary, checked against each other.
+    """Options, the state dict of `BiLM(options)`, and the words of word input, checked together.
 
-    A character model needs no vocabulary; with word input, line i of it has row i of the table.
+    `words` lists the words whose vectors the table holds, row by row; None with character input.
     """
 
     options: ElmoOptions
     state: StateDict
-    vocabulary: Vocabulary | None = None
+    words: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.options.char_cnn is not None:
             return
         num_rows = self.state[WORD_TABLE].shape[0]
-        if self.vocabulary is None:
+        if self.words is None:
             raise ModelFileError(
                 f"the model has word input (options without char_cnn) of {num_rows} words: "
                 "give the vocabulary file that lists them"
             )
-        if len(self.vocabulary) != num_rows:
+        if len(self.words) != num_rows:
             raise ModelFileError(
-                f"the vocabulary has {len(self.vocabulary)} words, the weights {num_rows} vectors: "
+                f"the vocabulary has {len(self.words)} words, the weights {num_rows} vectors: "
                 "the two files are from different models"
             )
 
@@ -87,15 +87,16 @@ def read_files(
         options = options.with_word_input()
         state = {key: value for key, value in state.items() if not key.startswith(_EMBEDDING)}
         state[WORD_TABLE] = table
-    vocabulary = None if vocabulary_file is None else Vocabulary.read(vocabulary_file)
-    return ModelFiles(options, state, vocabulary)
+    if options.char_cnn is not None or vocabulary_file is None:
+        return ModelFiles(options, state)
+    return ModelFiles(options, state, read_words(vocabulary_file))
 
 
 def save_directory(
     path: str | Path,
     options: ElmoOptions,
     state: Mapping[str, Tensor],
-    vocabulary: Vocabulary | None = None,
+    words: Sequence[str] | None = None,
 ) -> None:
     """Write a model directory, replacing the model in it; other files there are left alone.
 
@@ -103,23 +104,24 @@ def save_directory(
         path: the directory, made if missing.
         options: the model's options.
         state: the state dict of `BiLM(options)`.
-        vocabulary: needed for word input.
+        words: the vocabulary in the order of its ids; needed for word input.
 
     Raises:
         ModelFileError: a word-input model without a vocabulary, or with another one.
     """
-    ModelFiles(options, dict(state), vocabulary)
+    ModelFiles(options, dict(state), None if words is None else tuple(words))
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     options_path, vocabulary_path = directory / OPTIONS_NAME, directory / VOCABULARY_NAME
     with ExitStack() as whole:
         whole.enter_context(replacing(options_path)).write_text(options.to_json(), "utf-8")
-        if vocabulary is not None:
-            vocabulary.write(whole.enter_context(replacing(vocabulary_path)))
+        if words is not None:
+            text = "".join(f"{word}\n" for word in words)
+            whole.enter_context(replacing(vocabulary_path)).write_bytes(text.encode())
         write_safetensors(whole.enter_context(replacing(directory / WEIGHTS_NAME)), state)
         # From here to the end of the block there is no model in the directory.
         options_path.unlink(missing_ok=True)
-        if vocabulary is None:
+        if words is None:
             vocabulary_path.unlink(missing_ok=True)
 
 
@@ -128,6 +130,7 @@ def load_directory(path: str | Path) -> ModelFiles:
 
     Raises:
         ModelFileError: no such directory, a file is missing, or the files do not fit together.
+        VocabularyError: the vocabulary is needed and cannot be read.
     """
     directory = Path(path)
     if not directory.is_dir():
@@ -140,6 +143,6 @@ def load_directory(path: str | Path) -> ModelFiles:
                 f"{WEIGHTS_NAME}. For released files name the options and the weights instead"
             )
     options = ElmoOptions.read(directory / OPTIONS_NAME)
-    has_vocabulary = VOCABULARY_NAME in present
-    vocabulary = Vocabulary.read(directory / VOCABULARY_NAME) if has_vocabulary else None
-    return ModelFiles(options, read_weights(directory / WEIGHTS_NAME, options), vocabulary)
+    needs_words = options.char_cnn is None and VOCABULARY_NAME in present
+    words = read_words(directory / VOCABULARY_NAME) if needs_words else None
+    return ModelFiles(options, read_weights(directory / WEIGHTS_NAME, options), words)

@@ -27,6 +27,7 @@ from elmo_model.state import BiLMState
 from elmo_model.warm_start import WARM_START_TEXT
 from elmo_model.weights import build, weights_sha256
 from elmo_model.word_cache import WordCache
+from elmo_model.word_ids import WordIds
 
 __all__ = ["LAYER_NAMES", "Encoder", "InitialState", "LayerActivations", "LayerChoice"]
 
@@ -74,7 +75,7 @@ class Encoder:
         self.dtype = select_dtype(dtype, self.device)
         self.options = files.options
         self.weights_sha256 = weights_sha256(files.state)
-        self._vocabulary = files.vocabulary
+        self._word_ids = WordIds(files.words) if files.words is not None else None
         bilm = build(files.options, files.state).requires_grad_(False).eval().to(self.device)
         # The context-free layer is made once for each word, so it can afford to stay in float32.
         for stack in (bilm.forward_stack, bilm.backward_stack):
@@ -232,8 +233,8 @@ class Encoder:
         if self._spell is not None:
             ids, shifted = self._spell.encode(words), True
         else:
-            assert self._vocabulary is not None
-            ids, shifted = self._vocabulary.ids_of(words), False
+            assert self._word_ids is not None
+            ids, shifted = self._word_ids.of(words), False
         vectors: Tensor = self._bilm.token_embedding(
             torch.from_numpy(ids).to(self.device), shifted=shifted
         )

@@ -26,7 +26,10 @@ _BLOCK_POSITIONS = 512
 
 
 class LstmLayer(nn.Module):
-    """The cell of the original: kernel (2P, 4D), bias (4D), projection (D, P) if D > P."""
+    """The cell of the original: kernel (2P, 4D), bias (4D), projection (D, P) if D > P.
+
+    A new layer holds no weights yet: `BiLM` draws or loads them.
+    """
 
     kernel: nn.Parameter
     bias: nn.Parameter
@@ -42,7 +45,6 @@ class LstmLayer(nn.Module):
         self.kernel = nn.Parameter(torch.empty(2 * width, 4 * dim))
         self.bias = nn.Parameter(torch.empty(4 * dim))
         self.projection = nn.Parameter(torch.empty(dim, width)) if options.has_projection else None
-        self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Glorot-uniform weights and zero bias, as the original starts its training."""

@@ -14,13 +14,15 @@ from torch.nn import functional as F
 
 
 class TokenEmbedding(nn.Module):
-    """A table of vectors (V, P), a row for each line of the vocabulary; `width` is P."""
+    """A table of vectors (V, P), a row for each line of the vocabulary; `width` is P.
+
+    A new table holds no vectors yet: `BiLM` draws or loads them.
+    """
 
     def __init__(self, num_words: int, width: int) -> None:
         super().__init__()
         self.width = width
         self.embedding = nn.Parameter(torch.empty(num_words, width))
-        self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Glorot-uniform, as the original starts its training."""
