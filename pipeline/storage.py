@@ -94,7 +94,7 @@ _filesystems: dict[tuple[Any, ...], Any] = {}
 class FileInfo:
     """One stored file.
 
-    `path` is relative to the storage, `modified_at` in seconds since 1970 (UTC). `version` differs
+    `path` is relative to the storage, `modified_at` in whole seconds since 1970. `version` differs
     between two contents of the path: the ETag of an object, the modification time in nanoseconds of
     a local file.
     """
@@ -102,7 +102,7 @@ class FileInfo:
     path: str
     size_bytes: int
     version: str
-    modified_at: float
+    modified_at: int
 
 
 def open_storage(url: str, options: Mapping[str, Any] | None = None) -> Storage:
@@ -480,7 +480,7 @@ def _make_filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
 
 
 def _local_info(path: str, status: os.stat_result) -> FileInfo:
-    return FileInfo(path, status.st_size, str(status.st_mtime_ns), status.st_mtime)
+    return FileInfo(path, status.st_size, str(status.st_mtime_ns), int(status.st_mtime))
 
 
 def _remote_info(path: str, entry: Mapping[str, Any]) -> FileInfo:
@@ -493,4 +493,4 @@ def _remote_info(path: str, entry: Mapping[str, Any]) -> FileInfo:
     if isinstance(modified, datetime):
         modified = modified.timestamp()
     version = str(entry.get("ETag") or entry.get("etag") or modified).strip('"')
-    return FileInfo(path, int(entry["size"]), version, float(modified))
+    return FileInfo(path, int(entry["size"]), version, int(modified))

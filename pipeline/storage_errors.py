@@ -26,6 +26,7 @@ _NO_CREDENTIALS = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}
 )
 _WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"})
+_WRITING = frozenset({"create", "write"})
 _DEFINITE_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
 )
@@ -80,7 +81,8 @@ def translated(error: Exception, action: str, url: str, unknown_outcome: bool) -
             f"{url}: not allowed to {action} this ({code or said}); check the credentials and "
             "their rights"
         )
-    if isinstance(error, FileNotFoundError):
+    no_directory = isinstance(error, NotADirectoryError) and action not in _WRITING
+    if isinstance(error, FileNotFoundError) or no_directory:
         return MissingFileError(f"{url}: there is no such file")
     hint = _hint(error, code)
     if unknown_outcome and not _is_definite(error, code):

@@ -16,6 +16,8 @@ from hypothesis import settings
 settings.register_profile("elmo", deadline=None, derandomize=True)
 settings.load_profile("elmo")
 
+pytest_plugins = ["tests.s3_servers"]
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 REQUIRE_ALL = os.environ.get("ELMO_REQUIRE_ALL", "") not in ("", "0")
 """Set where everything is installed: a test that is skipped then counts as failed."""
