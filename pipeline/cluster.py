@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,7 +116,8 @@ def allocate(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
     smallest = min(node.num_cpus for node in usable)
     reader_cpus = 1.0 if smallest > 1 else 0.5
     per_node = int(smallest // config.cpus_per_actor)
-    reserved = round((smallest - reader_cpus) / per_node, 3)
+    # Rounded down, or the actors together would reserve what the reader needs.
+    reserved = math.floor((smallest - reader_cpus) / per_node * 1000) / 1000
     return Allocation(num_actors, min(reserved, config.cpus_per_actor), 0.0, threads, reader_cpus)
 
 

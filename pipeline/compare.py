@@ -105,5 +105,7 @@ def _repeats(ids: pa.ChunkedArray) -> NDArray[np.bool_]:
     """True on rows whose id stood in an earlier row."""
     # Codes are given out in order of appearance, so a code that is not a new maximum is a repeat.
     codes = ids.combine_chunks().dictionary_encode().indices.to_numpy()
-    highest_before = np.concatenate([[-1], np.maximum.accumulate(codes)[:-1]]) if len(codes) else []
-    return np.asarray(codes <= highest_before, dtype=bool)
+    highest_before = np.full(len(codes), -1, dtype=codes.dtype)
+    highest_before[1:] = np.maximum.accumulate(codes)[:-1]
+    repeated: NDArray[np.bool_] = codes <= highest_before
+    return repeated

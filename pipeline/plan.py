@@ -8,7 +8,7 @@ does not grow with the corpus. Knows no encoder and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -249,7 +249,7 @@ def _index_group(
 
 
 def _sample(documents: pa.Table, config: EmbedConfig, counts: CorpusCounts) -> None:
-    tokens, _ = tokenise(documents, config.text)
+    tokens = tokenise(documents, config.text)
     counts.sampled_documents += documents.num_rows
     counts.sampled_bytes += documents["text"].nbytes
     counts.sampled_sentences += len(tokens["sentence_lengths"].combine_chunks().flatten())
@@ -391,5 +391,5 @@ def _concat(*tables: pa.Table) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _as_list(refs: Any) -> Iterable[Any]:
+def _as_list(refs: Any) -> Sequence[Any]:
     return refs if isinstance(refs, list) else [refs]

@@ -63,4 +63,5 @@ def finish_documents(
 
 def normalize(vectors: Tensor) -> Tensor:
     """Scale the last axis to Euclidean length 1; zero vectors stay zero."""
-    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / norms.clamp_min(1e-12)

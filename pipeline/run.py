@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, PipelineError, SourceError, TooManyReje
 from pipeline.model import ElmoLoader, EncoderDescription, describe, load_encoder
 from pipeline.plan import Plan, make_plan
 from pipeline.schema import output_schema
-from pipeline.snapshot.commit import SnapshotStore
+from pipeline.snapshot.commit import RunRecord, RunStart, SnapshotStore
 from pipeline.snapshot.metadata import DataFile, Snapshot
 from pipeline.sources.discover import Discovery, discover
 from pipeline.storage import open_storage, probe
@@ -209,8 +209,13 @@ def execute(prepared: PreparedRun, progress: ProgressCallback | None = None) -> 
     plan, allocation = prepared.plan, prepared.allocation
     if plan is None or allocation is None:
         return RunReport(None)
-    config = prepared.config
-    output = config.output.path
+    output = prepared.config.output.path
+    parent = prepared.parent.number if prepared.parent else None
+    start = RunStart(
+        prepared.run_id, prepared.idempotency_key, prepared.encoder.fingerprint, parent
+    )
+    if plan.reads:
+        RunRecord(prepared.store.storage, prepared.run_id).start(start)
     rejected_files, by_code = dataset.write_rejected_tables(output, prepared.run_id, plan.rejected)
     _check_rejects(prepared, by_code, rejected_files)
     records = _embed(prepared, plan, allocation, progress)

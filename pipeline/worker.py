@@ -24,6 +24,7 @@ from pipeline.embed import EmbeddedBatch, Embedder, Partition
 from pipeline.records import RejectedRow
 from pipeline.rejected import write_rejected
 from pipeline.schema import output_schema
+from pipeline.snapshot.commit import RunRecord
 from pipeline.snapshot.metadata import DataFile
 from pipeline.storage import Storage, open_storage
 
@@ -136,6 +137,8 @@ class EmbedWorker:
                     num_documents += result.num_documents
             encode_s = time.monotonic() - started
             data_files = files.close()
+        if data_files:
+            RunRecord(self._storage, self._spec.run_id).add(data_files)
         by_code: dict[str, int] = {}
         for row in rejected:
             by_code[row.code] = by_code.get(row.code, 0) + 1

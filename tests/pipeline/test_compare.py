@@ -44,9 +44,7 @@ def test_comparison_agrees_with_dictionaries(rows, known):
     for name, text in rows:
         first.setdefault(name, text)
     result = compare(_corpus(rows), _known(known))
-    selected = dict(
-        zip(result.selected["id"].to_pylist(), result.selected["content_hash"].to_pylist())
-    )
+    selected = {row["id"]: row["content_hash"] for row in result.selected.to_pylist()}
     assert selected == {k: _hash(v) for k, v in first.items() if known.get(k) != v}
     expected_dropped = {k for k, v in known.items() if first.get(k) != v}
     assert set(result.dropped["id"].to_pylist()) == expected_dropped

@@ -1,0 +1,50 @@
+"""Actors are fitted to the cluster before anything starts, with room left to read."""
+
+import pytest
+
+from pipeline.cluster import NodeResources, allocate
+from pipeline.config import RunConfig
+from pipeline.errors import ClusterError
+
+
+def node(cpus, gpus=0.0):
+    return NodeResources(float(cpus), float(gpus))
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4, 16, 64])
+def test_all_cores_embed_and_a_reading_task_still_fits(cores):
+    found = allocate(RunConfig(), [node(cores)])
+    assert found.num_actors == cores
+    assert found.num_actors * found.actor_cpus + found.reader_cpus <= cores + 1e-6
+    assert found.threads_per_actor == 1
+
+
+def test_actors_with_several_threads_share_the_cores():
+    found = allocate(RunConfig(cpus_per_actor=4), [node(16), node(16)])
+    assert (found.num_actors, found.threads_per_actor) == (8, 4)
+    assert 4 * found.actor_cpus + found.reader_cpus <= 16
+
+
+def test_a_gpu_cluster_gets_one_actor_a_gpu():
+    found = allocate(RunConfig(gpus_per_actor=1), [node(4), node(8, 2), node(8, 2)])
+    assert (found.num_actors, found.actor_gpus) == (4, 1.0)
+
+
+def test_a_head_without_cpus_is_no_place_for_actors():
+    assert allocate(RunConfig(), [node(0), node(4)]).num_actors == 4
+
+
+@pytest.mark.parametrize(
+    ("config", "cluster", "message"),
+    [
+        (RunConfig(num_actors=5), [node(4)], "hold 4"),
+        (RunConfig(cpus_per_actor=8), [node(4)], "largest node has 4"),
+        (RunConfig(gpus_per_actor=1), [node(4)], "run.gpus_per_actor to 0"),
+        (RunConfig(gpus_per_actor=1, num_actors=3), [node(8, 2)], "hold 2"),
+        (RunConfig(gpus_per_actor=0.5), [node(2, 1)], "none to read"),
+        (RunConfig(), [], "largest node has 0"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_that_says_what_to_change(config, cluster, message):
+    with pytest.raises(ClusterError, match=message):
+        allocate(config, cluster)
