@@ -58,6 +58,8 @@ class Encoder:
     """A biLM ready to embed; make one with `from_files` or `from_directory`.
 
     Every call starts from the same state, so a sentence's vectors depend on the sentence alone.
+    What comes out takes no gradients but, unlike tensors of torch's inference mode, may be the
+    input of something that does.
     """
 
     def __init__(
@@ -214,7 +216,7 @@ class Encoder:
         marked_BT = np.zeros((num_rows, num_times + len(_MARKS)), np.int64)
         marked_BT[:, 1:-1][real_BT] = place_N + len(_MARKS)
         marked_BT[np.arange(num_rows), lengths_B + 1] = _MARKS.index(SENTENCE_END)
-        with torch.inference_mode():
+        with torch.no_grad():
             table_UP = self._vectors([*_MARKS, *(words[index] for index in used_U.tolist())])
             layers, final = self._bilm(
                 table_UP, marked_BT, lengths_B + len(_MARKS), start, keep_marks=False
@@ -223,7 +225,7 @@ class Encoder:
 
     def embed_words(self, words: Sequence[str]) -> Tensor:
         """Context-free vectors (U, P) float32 of words, in their order; layer 0 of any sentence."""
-        with torch.inference_mode():
+        with torch.no_grad():
             return self._vectors(words)
 
     def _vectors(self, words: Sequence[str]) -> Tensor:
