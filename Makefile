@@ -1,0 +1,63 @@
+# make demo   makes the environment and runs the whole main job on this machine
+# make test   makes the environment and runs the tests
+# make lint   style and types      make setup   the environment only      make clean   all of it away
+#
+# PYTHON names the interpreter (3.11 or newer); PIP_ARGS goes to the installer as it is, for example
+# PIP_ARGS="--extra-index-url URL" for an index of CPU-only torch.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := .demo
+
+.DELETE_ON_ERROR:
+.PHONY: setup demo test lint clean
+
+setup: $(STAMP)
+
+# uv reads no pip configuration: it is told where else to find packages.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11: name another, as in make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "the module venv does not work: on Debian and Ubuntu install python3-venv" >&2; exit 1; }
+	@echo "Installing the packages of requirements.lock into $(VENV)"
+	@if command -v uv >/dev/null; then \
+	  install="uv pip install --quiet --python $(BIN)/python"; \
+	  places=$${PIP_FIND_LINKS:+--find-links $$PIP_FIND_LINKS}; \
+	else \
+	  install="$(BIN)/python -m pip install --quiet --disable-pip-version-check"; places=; \
+	fi; \
+	$$install $$places $(PIP_ARGS) -r requirements.lock && \
+	$$install --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	@rm -rf $(DEMO)
+	@echo; echo "== 1. The documentation of the installed packages becomes a corpus"
+	$(BIN)/elmo corpus --output $(DEMO)/corpus
+	@echo; echo "== 2. A small biLM learns from it"
+	$(BIN)/elmo pretrain --config configs/demo-pretrain.yaml
+	@echo; echo "== 3. Every document gets a vector; one snapshot is committed"
+	$(BIN)/elmo embed --config configs/demo.yaml
+	@echo; echo "== 4. Search by meaning, and one word in two senses"
+	$(BIN)/elmo search $(DEMO)/vectors "read a compressed file" "sum of the elements along an axis" \
+	  "run a function in another process"
+	$(BIN)/elmo search $(DEMO)/vectors --word key "look up the value of a key in the dictionary" \
+	  "sign the message with the private key"
+	@echo; echo "== 5. The same again: nothing changed, nothing is committed"
+	$(BIN)/elmo embed --config configs/demo.yaml
+
+test: setup
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
