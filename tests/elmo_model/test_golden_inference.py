@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from elmo_model import Elmo, Encoder, ScalarMix
+from elmo_model import Elmo, Encoder, ScalarMix, batch_to_ids
 from elmo_model.characters import CharacterEncoder
-from elmo_model.weights import read_token_embeddings
+from elmo_model.errors import VocabularyError
+from elmo_model.weights import read_token_embeddings, write_token_embeddings
 from elmo_model.word_ids import read_words
 
 pytestmark = pytest.mark.shared
 
-# The original's own test allows atol 1e-6 and rtol 1e-5; float32 differs this much between programs.
+# What the original's own test allows: float32 differs this much between programs.
 ATOL, RTOL = 1e-6, 1e-5
 NUM_BATCHES = 10
 
@@ -142,8 +143,6 @@ def test_the_top_layer_alone_is_reproduced_and_has_no_regulariser(encoder, batch
 
 @pytest.mark.parametrize("normalise", ["bilm-tf", False])
 def test_the_stateful_module_reproduces_the_mixes(normalise, model, batches, outputs):
-    from elmo_model import batch_to_ids
-
     elmo = Elmo.from_files(
         *model.values(),
         do_layer_norm=normalise,
@@ -178,20 +177,35 @@ def test_the_dumped_word_vectors_are_reproduced(shared, encoder):
 
 
 def test_dumped_word_vectors_in_the_place_of_characters_give_the_same_layers(
-    shared, model, batches, outputs
+    model, encoder, batches, outputs, tmp_path
 ):
-    encoder = Encoder.from_files(
+    words = ["<S>", "</S>", *{word: 0 for batch in batches for words in batch for word in words}]
+    (tmp_path / "vocabulary.txt").write_text("\n".join(words), "utf-8")
+    write_token_embeddings(tmp_path / "words.hdf5", encoder.embed_words(words))
+    by_word = Encoder.from_files(
         **model,
-        vocabulary_file=shared / "golden" / "bilm-tf" / "vocab_test.txt",
-        token_embeddings_file=shared
-        / "golden"
-        / "tf-inference"
-        / "bilm-tf_dump_token_embeddings.hdf5",
+        vocabulary_file=tmp_path / "vocabulary.txt",
+        token_embeddings_file=tmp_path / "words.hdf5",
     )
-    for index, activations in enumerate(run(encoder, batches)):
+    for index, activations in enumerate(run(by_word, batches)):
         mask = activations.mask
         expected = outputs[f"batch_{index}/lm_embeddings"][...].transpose(1, 0, 2, 3)
         assert_close(activations.layers[:, mask], expected[:, mask])
+
+
+def test_the_originals_dump_of_word_vectors_takes_the_place_of_characters(
+    shared, model, encoder, batches
+):
+    folder = shared / "golden"
+    by_word = Encoder.from_files(
+        **model,
+        vocabulary_file=folder / "bilm-tf" / "vocab_test.txt",
+        token_embeddings_file=folder / "tf-inference" / "bilm-tf_dump_token_embeddings.hdf5",
+    )
+    for batch in (batches[3], batches[4]):  # these hold no word that was not dumped
+        assert_close(by_word.encode(batch).layers, encoder.encode(batch).layers)
+    with pytest.raises(VocabularyError, match="'84' is not listed and <UNK> is not either"):
+        by_word.encode(batches[0])
 
 
 def test_rows_beyond_a_smaller_batch_keep_their_state(encoder, batches):
