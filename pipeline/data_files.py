@@ -1,0 +1,406 @@
+"""Write data files (Parquet or Arrow IPC) and read them back, checked. Knows no snapshots.
+
+A data file is written once, under `data/<partition>/<run>-<uuid>.<ending>`, and never changed. Its
+SHA-256 is taken of the bytes on their way to the store. Vectors are plain values: no dictionary, no
+statistics, which for halffloat costs more than the writing; with compression, BYTE_STREAM_SPLIT and
+zstd. Memory holds one row group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc as ipc
+import pyarrow.parquet as pq
+
+from pipeline.config import OutputConfig
+from pipeline.errors import CorruptFileError
+from pipeline.partitions import partition_path
+from pipeline.snapshot.metadata import DataFile
+from pipeline.storage import OutputFile, Storage
+
+DATA = "data"
+ROW_GROUP_BYTES = 32 << 20
+IPC_BATCH_BYTES = 8 << 20
+READ_BATCH_BYTES = 16 << 20
+COPY_BYTES = 4 << 20
+ZSTD_LEVEL = 1
+
+_ENDINGS = {"parquet": ".parquet", "arrow": ".arrow"}
+
+
+class DataFileWriter:
+    """Writes one data file. `close` it, or `abort` it; or use it in a `with` block, which does."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        schema: pa.Schema,
+        output: OutputConfig,
+        partition: Mapping[str, str | None],
+        run_id: str,
+    ) -> None:
+        """Start a file.
+
+        Args:
+            storage: the snapshot directory.
+            schema: columns of the file, `id` (string, grouped) among them; partition columns are
+                not: they stand in the path.
+            output: format and compression.
+            partition: values of the partition columns, in order.
+            run_id: the first part of the file's name.
+
+        Raises:
+            ConfigError: a partition value cannot be the name of a directory.
+            StorageError: the store failed.
+        """
+        name = f"{run_id}-{uuid.uuid4().hex}{_ENDINGS[output.format]}"
+        directory = partition_path(partition)
+        self._path = f"{DATA}/{directory}/{name}" if directory else f"{DATA}/{name}"
+        self._schema = schema
+        self._partition = dict(partition)
+        self._ids = _IdCounter()
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_bytes = 0
+        self._finished = True  # Until there is something to abort.
+        self._sink = _HashingSink(storage.create_output(self._path))
+        self._finished = False
+        target = pa.PythonFile(self._sink, mode="w")
+        if output.format == "parquet":
+            self._encoder: _Encoder = _ParquetEncoder(target, schema, output.compression)
+        else:
+            self._encoder = _IpcEncoder(target, schema, output.compression)
+
+    def __enter__(self) -> DataFileWriter:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self.abort()
+
+    def __del__(self) -> None:
+        self.abort()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes written so far and about to be written; the footer not among them."""
+        return self._sink.size_bytes + self._pending_bytes
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append rows. All rows of a document stand side by side, in one file.
+
+        The batch's memory may be used until the file is closed: do not write to it again.
+
+        Raises:
+            ValueError: the batch's schema is not the file's, or an id is null.
+            StorageError: the store failed; abort the file.
+        """
+        if not batch.schema.equals(self._schema):
+            raise ValueError(f"expected the columns\n{self._schema}\nfound\n{batch.schema}")
+        if not batch.num_rows:
+            return
+        self._ids.add(batch.column("id"))
+        self._pending.append(batch)
+        self._pending_bytes += batch.nbytes
+        if self._pending_bytes >= self._encoder.group_bytes:
+            self._flush()
+
+    def close(self) -> DataFile:
+        """Finish the file and make it durable.
+
+        Raises:
+            StorageError: the store failed; the file is aborted.
+        """
+        try:
+            self._flush()
+            self._encoder.close()
+            self._sink.output.close()
+        except BaseException:
+            self.abort()
+            raise
+        self._finished = True
+        return DataFile(
+            path=self._path,
+            num_rows=self._ids.num_rows,
+            num_documents=self._ids.num_documents,
+            size_bytes=self._sink.size_bytes,
+            sha256=self._sink.sha256.hexdigest(),
+            partition=self._partition,
+            min_id=self._ids.min_id or "",
+            max_id=self._ids.max_id or "",
+        )
+
+    def abort(self) -> None:
+        """Throw the file away; nothing happens after `close`."""
+        if not self._finished:
+            self._finished = True
+            self._sink.is_open = False
+            self._pending.clear()
+            with suppress(pa.ArrowException, OSError, ValueError):
+                self._encoder.close()
+            self._sink.output.abort()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._encoder.write(pa.Table.from_batches(self._pending))
+            self._pending.clear()
+            self._pending_bytes = 0
+
+
+class _Encoder:
+    """Turns tables into bytes of one format; collects `group_bytes` of rows at a time."""
+
+    group_bytes: int
+
+    def write(self, table: pa.Table) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class _ParquetEncoder(_Encoder):
+    group_bytes = ROW_GROUP_BYTES
+
+    def __init__(self, target: pa.NativeFile, schema: pa.Schema, compression: str | None) -> None:
+        vectors = [item.name for item in schema if pa.types.is_fixed_size_list(item.type)]
+        scalars = [item.name for item in schema if item.name not in vectors]
+        # One row a document: ids and hashes do not repeat, so a dictionary would only be dropped.
+        repeated = "sentence_index" in schema.names
+        words = [
+            item.name
+            for item in schema
+            if pa.types.is_string(item.type) or pa.types.is_fixed_size_binary(item.type)
+        ]
+        self._writer = pq.ParquetWriter(
+            target,
+            schema,
+            compression=compression or "none",
+            compression_level=ZSTD_LEVEL if compression else None,
+            use_dictionary=[w for w in words if repeated or w not in ("id", "content_hash")],
+            write_statistics=scalars,
+            use_byte_stream_split=[f"{name}.list.element" for name in vectors]
+            if compression
+            else False,
+        )
+
+    def write(self, table: pa.Table) -> None:
+        self._writer.write_table(table, row_group_size=table.num_rows)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _IpcEncoder(_Encoder):
+    group_bytes = IPC_BATCH_BYTES
+
+    def __init__(self, target: pa.NativeFile, schema: pa.Schema, compression: str | None) -> None:
+        options = ipc.IpcWriteOptions(
+            compression=pa.Codec("zstd", ZSTD_LEVEL) if compression else None
+        )
+        self._writer = ipc.new_file(target, schema, options=options)
+
+    def write(self, table: pa.Table) -> None:
+        self._writer.write_table(table.combine_chunks())
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _HashingSink:
+    """A Python file for Arrow that hashes what passes through; swallows all once `is_open` ends."""
+
+    closed = False
+
+    def __init__(self, output: OutputFile) -> None:
+        self.output = output
+        self.sha256 = hashlib.sha256()
+        self.size_bytes = 0
+        self.is_open = True
+
+    def write(self, data: Any) -> int:
+        if self.is_open:
+            self.sha256.update(data)
+            self.output.write(memoryview(data))
+            self.size_bytes += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: the store is told when the file is closed."""
+
+
+class _IdCounter:
+    """Counts rows and documents, and keeps the least and the greatest id, batch by batch."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.num_documents = 0
+        self.min_id: str | None = None
+        self.max_id: str | None = None
+        self._last: str | None = None
+
+    def add(self, ids: pa.Array) -> None:
+        """Count one batch of ids, not empty, equal ones side by side."""
+        if ids.null_count:
+            raise ValueError("an id is null")
+        firsts = document_starts(ids, self._last)
+        self.num_rows += len(ids)
+        self.num_documents += len(firsts)
+        self._last = ids[-1].as_py()
+        least, greatest = (scalar.as_py() for scalar in pc.min_max(ids).values())
+        self.min_id = least if self.min_id is None else min(self.min_id, least)
+        self.max_id = greatest if self.max_id is None else max(self.max_id, greatest)
+
+
+def document_starts(ids: pa.Array, previous: str | None) -> pa.Array:
+    """The ids of the documents that start in `ids`, in order (repeated if not side by side).
+
+    Args:
+        ids: one id a row.
+        previous: id of the row before the first; None at the start of a file.
+    """
+    if not len(ids):
+        return ids
+    is_first = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
+    begins = pa.array([previous is None or ids[0].as_py() != previous])
+    return ids.filter(pa.concat_arrays([begins, is_first]))
+
+
+@contextmanager
+def verified_file(storage: Storage, file: DataFile) -> Iterator[pa.NativeFile]:
+    """Open a data file after its size and SHA-256 were found right; a remote one is copied to disk.
+
+    Raises:
+        CorruptFileError: its bytes are not those that were written.
+        MissingFileError: it is gone.
+        StorageError: the store failed.
+    """
+    with ExitStack() as stack:
+        source = stack.enter_context(storage.open_input(file.path))
+        copy = None
+        path = storage.url_of(file.path)
+        if not storage.is_local:
+            copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="elmo-"))
+            path = copy.name
+        digest = hashlib.sha256()
+        size_bytes = 0
+        while data := source.read(COPY_BYTES):
+            digest.update(data)
+            size_bytes += len(data)
+            if copy is not None:
+                copy.write(data)
+        if copy is not None:
+            copy.flush()
+        _check(storage.url_of(file.path), "bytes", file.size_bytes, size_bytes)
+        _check(storage.url_of(file.path), "as SHA-256", file.sha256, digest.hexdigest())
+        yield stack.enter_context(pa.OSFile(path))
+
+
+def read_schema(source: pa.NativeFile, path: str) -> pa.Schema:
+    """Schema of an open data file; the ending of `path` says its format.
+
+    Raises:
+        CorruptFileError: it is not of this format.
+    """
+    with _decoding(path):
+        if path.endswith(_ENDINGS["parquet"]):
+            return pq.ParquetFile(source).schema_arrow
+        return ipc.open_file(source).schema
+
+
+def read_batches(
+    source: pa.NativeFile, path: str, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Rows of an open data file in batches of about 16 MiB or as written, in order.
+
+    Args:
+        source: the open file.
+        path: says the format by its ending.
+        columns: those wanted, None for all.
+
+    Raises:
+        CorruptFileError: it cannot be decoded.
+    """
+    with _decoding(path):
+        if path.endswith(_ENDINGS["parquet"]):
+            parquet = pq.ParquetFile(source)
+            yield from parquet.iter_batches(_batch_rows(parquet.metadata), columns=columns)
+            return
+        options = None
+        if columns is not None:
+            names = ipc.open_file(source).schema.names
+            options = ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
+        reader = ipc.open_file(source, options=options)
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index)
+
+
+def rewrite_without(
+    storage: Storage,
+    file: DataFile,
+    drop_ids: pa.Array | Collection[str],
+    output: OutputConfig,
+    run_id: str,
+) -> DataFile | None:
+    """Copy a data file without some documents; the old file stays as it is.
+
+    Args:
+        storage: the snapshot directory.
+        file: the file to copy.
+        drop_ids: ids of the documents to leave out; others are no error.
+        output: format and compression of the copy.
+        run_id: the first part of the new file's name.
+
+    Returns: the new file; `file` itself when none of the ids is in it; None when nothing is left.
+
+    Raises:
+        CorruptFileError: the old file is not what its manifest promises; nothing was written.
+        StorageError: the store failed.
+    """
+    dropped = drop_ids if isinstance(drop_ids, pa.Array) else pa.array(list(drop_ids), pa.string())
+    if not len(dropped):
+        return file
+    with verified_file(storage, file) as source:
+        num_kept = 0
+        for batch in read_batches(source, file.path, ["id"]):
+            num_kept += len(batch) - pc.sum(pc.is_in(batch.column(0), dropped)).as_py()
+        if num_kept == file.num_rows:
+            return file
+        if not num_kept:
+            return None
+        schema = read_schema(source, file.path)
+        with DataFileWriter(storage, schema, output, file.partition, run_id) as writer:
+            for batch in read_batches(source, file.path):
+                writer.write(batch.filter(pc.invert(pc.is_in(batch.column("id"), dropped))))
+            return writer.close()
+
+
+def _batch_rows(parquet: pq.FileMetaData) -> int:
+    if not parquet.num_rows:
+        return 1
+    groups = [parquet.row_group(index) for index in range(parquet.num_row_groups)]
+    bytes_per_row = sum(group.total_byte_size for group in groups) / parquet.num_rows
+    rows: int = min(int(READ_BATCH_BYTES / max(bytes_per_row, 1)), parquet.num_rows)
+    return max(1, rows)
+
+
+def _check(url: str, what: str, expected: object, found: object) -> None:
+    if expected != found:
+        raise CorruptFileError(
+            f"{url}: the manifest promises {expected} {what}, found {found}: the file was changed "
+            "or damaged; restore it, or embed its documents again"
+        )
+
+
+@contextmanager
+def _decoding(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptFileError(f"{path}: cannot be decoded: {error}") from error
