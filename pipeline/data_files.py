@@ -37,7 +37,9 @@ _ENDINGS = {"parquet": ".parquet", "arrow": ".arrow"}
 
 
 class DataFileWriter:
-    """Writes one data file. `close` it, or `abort` it; or use it in a `with` block, which does."""
+    """Writes one data file: `close` it or `abort` it; leaving a `with` block aborts it."""
+
+    _finished = True  # Until there is something to abort.
 
     def __init__(
         self,
@@ -69,7 +71,6 @@ class DataFileWriter:
         self._ids = _IdCounter()
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
-        self._finished = True  # Until there is something to abort.
         self._sink = _HashingSink(storage.create_output(self._path))
         self._finished = False
         target = pa.PythonFile(self._sink, mode="w")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from typing import Any, TypeAlias
 from pipeline.errors import UnsafeStoreError
 
 PARTIAL_SUFFIX = ".partial"
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
 _WRITE_BUFFER_BYTES = 1 << 20
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 
@@ -193,7 +195,8 @@ class RemoteInput(io.RawIOBase):
 def walk(root: str, prefix: str, max_depth: int | None) -> Iterator[tuple[str, os.stat_result]]:
     """Files below `root`/`prefix` with their status, relative to `root`, links followed.
 
-    Files that vanish meanwhile are left out. `max_depth` 1 is the directory alone.
+    Files that vanish meanwhile are left out, and so are those that are still being written.
+    `max_depth` 1 is the directory alone.
     """
     start = os.path.join(root, prefix) if prefix else root
     seen: set[tuple[int, int]] = set()
@@ -213,7 +216,7 @@ def walk(root: str, prefix: str, max_depth: int | None) -> Iterator[tuple[str, o
             if entry.is_dir():
                 if max_depth is None or depth < max_depth:
                     pending.append((entry.path, path, depth + 1))
-            elif entry.is_file():
+            elif entry.is_file() and not _PARTIAL.fullmatch(entry.name):
                 with suppress(FileNotFoundError):
                     yield path, entry.stat()
 

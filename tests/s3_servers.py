@@ -1,4 +1,4 @@
-"""S3 servers on the loopback interface for the tests, started once a session and on free ports.
+"""Stores for the tests: S3 servers on the loopback interface, on free ports, once a session.
 
 moto   in this process: its conditional writes are as those of AWS;
 rgw    Ceph's S3 server, a real one with other error texts; skipped where it is not installed
@@ -6,7 +6,8 @@ rgw    Ceph's S3 server, a real one with other error texts; skipped where it is 
 rclone accepts every conditional write, so it is the store that must be refused.
 
 `moto_url`, `rgw_url` and `rclone_url` give a test an empty directory of a server and set the
-environment of its clients for as long as the test runs. `moto_server`, `rgw_server` and
+environment of its clients for as long as the test runs; `local_url` and `memory_url` are the same
+without a server. `moto_server`, `rgw_server` and
 `rclone_server` are the servers themselves, for fixtures of a wider scope.
 """
 
@@ -168,6 +169,18 @@ def rclone_url(rclone_server: S3Server) -> Iterator[str]:
     """An empty directory on rclone's S3 server."""
     with rclone_server.environment():
         yield rclone_server.new_directory()
+
+
+@pytest.fixture
+def local_url(tmp_path: Path) -> str:
+    """A directory on disk that does not exist yet."""
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def memory_url() -> str:
+    """An empty directory in this process's memory."""
+    return f"memory://{uuid.uuid4().hex}"
 
 
 class _CephCluster:

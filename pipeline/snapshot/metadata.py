@@ -142,6 +142,10 @@ class Snapshot:
             **values,
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Arrow's own pickling forgets that the elements of a fixed_size_list are never null.
+        return (Snapshot.from_json, (self.to_json(), f"snapshot {self.number}"))
+
     def numbered(self, parent: Snapshot | None) -> Snapshot:
         """The same content as the successor of `parent`."""
         if parent is None:

@@ -9,9 +9,13 @@ from concurrent.futures import ProcessPoolExecutor
 import s3fs  # noqa: F401  (imported here so that every process has it from the start)
 
 from pipeline.errors import AlreadyExistsError
+from pipeline.snapshot.commit import SnapshotStore
+from pipeline.snapshot.metadata import Snapshot
 from pipeline.storage import Storage
+from tests.pipeline.snapshots import snapshot
 
 NUM_KEYS = 10
+COMMITS_PER_RUN = 3
 
 
 def processes(number: int) -> ProcessPoolExecutor:
@@ -37,3 +41,19 @@ def create_many(storage: Storage, index: int) -> list[int]:
             continue
         won.append(number)
     return won
+
+
+def commit_several(storage: Storage, run: str) -> list[int]:
+    """Commit several snapshots that each count one more than their parent; returns the numbers."""
+    store = SnapshotStore(storage)
+    numbers = []
+    for index in range(COMMITS_PER_RUN):
+
+        def build(parent: Snapshot | None, run_id: str = f"{run}-{index}") -> Snapshot:
+            commits = parent.counts["commits"] + 1 if parent else 1
+            return snapshot(run_id=run_id, counts={"commits": commits}).numbered(parent)
+
+        committed = store.commit_next(build)
+        assert committed is not None
+        numbers.append(committed.number)
+    return numbers

@@ -6,7 +6,6 @@ import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pyarrow.dataset as pads
 import pytest
@@ -505,16 +504,6 @@ def test_credentials_are_redacted(text, expected):
 )
 def test_a_url_is_split_into_directory_and_pattern(url, expected):
     assert split_pattern(url) == expected
-
-
-@pytest.fixture
-def local_url(tmp_path: Path) -> str:
-    return str(tmp_path / "store")
-
-
-@pytest.fixture
-def memory_url() -> str:
-    return f"memory://{os.urandom(8).hex()}"
 
 
 def pending_uploads(storage: Storage) -> int:
