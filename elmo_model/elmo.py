@@ -231,7 +231,7 @@ class Elmo(nn.Module):
                 f"expected character ids (sentences, tokens, {width}), got {tuple(inputs.shape)}; "
                 f"make them with batch_to_ids(sentences, {width})"
             )
-        chars_BTC = inputs.reshape(-1, *inputs.shape[-2:])
+        chars_BTC = inputs.flatten(0, -3)
         if chars_BTC.numel():
             low, high = (int(value) for value in torch.aminmax(chars_BTC))
             if low < 0 or high > 261:
