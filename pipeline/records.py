@@ -48,6 +48,9 @@ class SourceSplit:
 
     `start` and `end` count in the format's own unit: row groups (parquet), record batches (arrow),
     bytes (uncompressed jsonl and text by line); a file that cannot be split has `end` None.
+    `first_row` is the row number of its first row where rows are numbered. `version` is the file's
+    when it was listed; `columns` are the types of the partition and carried columns that all files
+    agreed on. A split knows all that reading it takes, beside the configuration.
     """
 
     index: int
@@ -56,7 +59,10 @@ class SourceSplit:
     start: int
     end: int | None
     size_bytes: int
-    hive_keys: tuple[tuple[str, str], ...] = ()
+    hive_keys: tuple[tuple[str, str | None], ...] = ()
+    first_row: int = 0
+    version: str = ""
+    columns: pa.Schema | None = None
 
 
 @dataclass(frozen=True)

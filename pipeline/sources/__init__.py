@@ -1,1 +1,1 @@
-"""One reader per input format, all producing the same document tables."""
+"""From files in object storage to tables of documents and rejected rows; one module per format."""

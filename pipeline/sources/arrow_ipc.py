@@ -1,0 +1,112 @@
+"""Arrow IPC: files with random access (also Feather 2) and streams.
+
+A file's record batches are read one by one. What a file says of its buffers is checked before it is
+used, so a hostile one is a bad file and no crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import SourceError
+from pipeline.records import SourceSplit
+from pipeline.sources.columns import Roles
+from pipeline.sources.documents import RawRows
+from pipeline.sources.files import SourceFile, locate
+from pipeline.sources.inspection import Inspection, Unit, file_columns
+from pipeline.sources.reasons import BadFileError, Reason
+
+FILE_MAGIC = b"ARROW1"
+FEATHER_1_MAGIC = b"FEA1"
+
+
+def inspect_arrow(file: SourceFile, roles: Roles, split_bytes: int) -> Inspection:
+    """Read the schema and count the record batches.
+
+    Returns: all columns, and the batches put together into units of about `split_bytes`; a stream
+        is one unit.
+
+    Raises:
+        BadFileError: not an Arrow file or stream.
+        SourceError: Feather version 1, which is another format.
+    """
+    with _open(file.path) as (reader, is_file):
+        columns = file_columns(file.path, reader.schema, roles)
+        if not is_file:
+            return Inspection(columns, (Unit(0, None, file.size_bytes),))
+        num_batches = reader.num_record_batches
+        num_units = max(1, min(num_batches, -(-file.size_bytes // split_bytes)))
+        edges = [num_batches * number // num_units for number in range(num_units + 1)]
+        rows = _rows_per_batch(file.path, num_batches) if num_units > 1 else [0] * num_batches
+    first_rows = np.cumsum([0, *rows])
+    size = file.size_bytes // num_units
+    return Inspection(
+        columns,
+        tuple(
+            Unit(first, last, size, int(first_rows[first]))
+            for first, last in zip(edges[:-1], edges[1:], strict=True)
+            if last > first
+        ),
+    )
+
+
+def read_arrow(split: SourceSplit, roles: Roles) -> Iterator[RawRows]:
+    """Rows of the split's record batches.
+
+    Raises:
+        BadFileError: they cannot be decoded.
+    """
+    with _open(split.path) as (reader, is_file):
+        if is_file:
+            last = reader.num_record_batches if split.end is None else split.end
+            batches = (reader.get_batch(number) for number in range(split.start, last))
+        else:
+            batches = iter(reader)
+        first_row = split.first_row
+        names = [name for name in roles.names if name in reader.schema.names]
+        for batch in batches:
+            needed = batch.select(names)
+            needed.validate(full=True)
+            offsets = np.arange(first_row, first_row + batch.num_rows)
+            yield RawRows(pa.Table.from_batches([needed]), offsets)
+            first_row += batch.num_rows
+
+
+def _rows_per_batch(path: str, num_batches: int) -> list[int]:
+    # The footer has no row counts: one column of each batch is enough to see them.
+    options = pa.ipc.IpcReadOptions(included_fields=[0], use_threads=False)
+    with _open(path, options) as (reader, _):
+        return [reader.get_batch(number).num_rows for number in range(num_batches)]
+
+
+@contextmanager
+def _open(path: str, options: pa.ipc.IpcReadOptions | None = None) -> Iterator[tuple[Any, bool]]:
+    """A reader of the file, and whether it gives random access."""
+    storage, name = locate(path)
+    with storage.open_input(name) as file:
+        head = file.read(len(FILE_MAGIC))
+        file.seek(0)
+        if head.startswith(FEATHER_1_MAGIC):
+            raise SourceError(
+                f"{path}: Feather version 1, which is not Arrow IPC; write the file again with "
+                "pyarrow.feather.write_feather, version 2"
+            )
+        is_file = head == FILE_MAGIC
+        try:
+            source = pa.memory_map(path) if storage.is_local else pa.PythonFile(file, "r")
+            if is_file:
+                yield pa.ipc.open_file(source, options=options), True
+            else:
+                yield pa.ipc.open_stream(source, options=options), False
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            said = str(error).split("\n")[0]
+            raise BadFileError(
+                Reason.CORRUPT_FILE, f"{path}: not a readable Arrow IPC file or stream: {said}"
+            ) from None

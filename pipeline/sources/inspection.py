@@ -1,0 +1,64 @@
+"""What is known of a file before its rows are read. Knows Arrow schemas, no format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.errors import SourceError
+from pipeline.sources.columns import FileColumns, Roles, field_refusal
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a file for one split: `start` and `end` as in `SourceSplit`."""
+
+    start: int
+    end: int | None
+    size_bytes: int
+    first_row: int = 0
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The columns of a file and the parts it can be read in.
+
+    `is_sample` says that the columns were found in the file's first rows: others may come later.
+    """
+
+    columns: FileColumns
+    units: tuple[Unit, ...]
+    is_sample: bool = False
+
+
+def file_columns(path: str, schema: pa.Schema, roles: Roles) -> FileColumns:
+    """The columns of an Arrow schema.
+
+    Raises:
+        SourceError: a needed column has an extension type that is not read.
+    """
+    for field in schema:
+        if field.name in roles.names:
+            problem = field_refusal(field)
+            if problem is not None:
+                raise SourceError(
+                    f"{path}: {roles.uses(field.name)} names {field.name!r}: {problem}"
+                )
+    return FileColumns(path, {field.name: field.type for field in schema}, repeated(schema.names))
+
+
+def repeated(names: Iterable[str]) -> frozenset[str]:
+    """The names that come more than once."""
+    return frozenset(name for name, count in Counter(names).items() if count > 1)
+
+
+def byte_units(size_bytes: int, split_bytes: int) -> tuple[Unit, ...]:
+    """A file in equal byte ranges of at most `split_bytes`; no range for an empty file."""
+    num_units = -(-size_bytes // split_bytes)
+    edges = [size_bytes * number // num_units for number in range(num_units + 1)] or [0]
+    return tuple(
+        Unit(start, end, end - start) for start, end in zip(edges[:-1], edges[1:], strict=True)
+    )

@@ -1,0 +1,70 @@
+"""Why input is rejected: every reason code that reading can give. Knows no data.
+
+`docs/SOURCES.md` says for each what causes it and what to do; a test keeps the two together.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pipeline.errors import PipelineError
+
+
+class Reason(StrEnum):
+    """A reason code, as it stands in the column `code` of rejected rows."""
+
+    CORRUPT_FILE = "corrupt_file"
+    TRUNCATED_FILE = "truncated_file"
+    LINE_TOO_LONG = "line_too_long"
+    BAD_JSON = "bad_json"
+    NOT_AN_OBJECT = "not_an_object"
+    BAD_CSV_ROW = "bad_csv_row"
+    MISSING_FIELD = "missing_field"
+    WRONG_TYPE = "wrong_type"
+    NOT_UTF8 = "not_utf8"
+    NULL_ID = "null_id"
+    EMPTY_ID = "empty_id"
+    ID_TOO_LONG = "id_too_long"
+    NULL_TEXT = "null_text"
+    EMPTY_TEXT = "empty_text"
+    DOCUMENT_TOO_LARGE = "document_too_large"
+    BAD_PARTITION = "bad_partition"
+    NO_TOKENS = "no_tokens"
+
+    @property
+    def stage(self) -> str:
+        """The stage that finds it."""
+        return _STAGES[self]
+
+
+_STAGES = {
+    Reason.CORRUPT_FILE: "read",
+    Reason.TRUNCATED_FILE: "read",
+    Reason.LINE_TOO_LONG: "read",
+    Reason.BAD_JSON: "parse",
+    Reason.NOT_AN_OBJECT: "parse",
+    Reason.BAD_CSV_ROW: "parse",
+    Reason.MISSING_FIELD: "parse",
+    Reason.WRONG_TYPE: "validate",
+    Reason.NOT_UTF8: "validate",
+    Reason.NULL_ID: "validate",
+    Reason.EMPTY_ID: "validate",
+    Reason.ID_TOO_LONG: "validate",
+    Reason.NULL_TEXT: "validate",
+    Reason.EMPTY_TEXT: "validate",
+    Reason.DOCUMENT_TOO_LARGE: "validate",
+    Reason.BAD_PARTITION: "validate",
+    Reason.NO_TOKENS: "tokenise",
+}
+
+
+class BadFileError(PipelineError):
+    """A file, or a part of it, that is not what its format promises.
+
+    Internal to reading: it becomes a SourceError, or a rejected row without offset when
+    `source.on_bad_file` is `reject`.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
