@@ -33,6 +33,8 @@ SAMPLE_BYTES = 256 << 10
 LINE_SLACK_BYTES = 1 << 20
 MAX_INTEGER = 1 << 63
 
+_DECODER = json.JSONDecoder()
+
 Problem: TypeAlias = tuple[Reason, str]
 _KIND_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
@@ -138,10 +140,11 @@ class _Parser:
         roles = self._roles
         values = [record.get(name) for record in records]
         if name == roles.id:
-            self._require(records, (name,), problems)
+            if None in values:
+                self._require(records, (name,), problems)
             return _convert(values, name, pa.string(), _id_text, problems)
         if name in roles.text:
-            if name == roles.text[0]:
+            if name == roles.text[0] and None in values:
                 self._require(records, roles.text, problems)
             return _convert(values, name, pa.string(), _string, problems)
         if name in roles.partition:
@@ -165,7 +168,7 @@ class _Parser:
 def parse_line(line: bytes) -> tuple[dict[str, Any] | None, Problem | None]:
     """The object in a line, or why there is none."""
     try:
-        record = json.loads(line.decode())
+        record = _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
         return None, (Reason.NOT_UTF8, f"the line is not valid UTF-8 at its byte {error.start}")
     except RecursionError:
@@ -190,7 +193,10 @@ def _convert(
     problems: dict[int, Problem],
 ) -> pa.Array:
     """The values as an array; those that do not fit are noted and become null."""
-    if pt.is_string(target) and set(map(type, values)) <= {str, type(None)}:
+    kinds = set(map(type, values)) - {type(None)}
+    if convert is _id_text and kinds == {int}:
+        return pa.array([None if value is None else str(value) for value in values], target)
+    if pt.is_string(target) and kinds <= {str}:
         try:
             return pa.array(values, target)
         except UnicodeEncodeError:

@@ -9,7 +9,8 @@ what came later; so the classes of a text never change with the Python that runs
     m mark or joiner inside a word                  ! what ends a sentence (! ? and twins)
     0 digit, number            e emoji              f full stop of other scripts
     _ connector                r regional indicator l ellipsis character
-    o opening, c closing bracket or quotation mark  " straight quotation mark
+    o opening, c closing bracket or quotation mark  w fullwidth ! or ?
+    " straight quotation mark
     d dash                     p other punctuation  s other symbol
 """
 
@@ -44,7 +45,8 @@ _SINGLE = {
     **dict.fromkeys("'\u2019\uff07", "'"),
     **dict.fromkeys("-\u2010\u2011\u00b7", "-"),
     **dict.fromkeys('"\uff02', '"'),
-    **dict.fromkeys("!?\uff01\uff1f\u203c\u203d\u2047\u2048\u2049\u061f\u037e\u055c\u055e", "!"),
+    **dict.fromkeys("!?\u203c\u203d\u2047\u2048\u2049\u061f\u037e\u055c\u055e", "!"),
+    **dict.fromkeys("\uff01\uff1f", "w"),
     **dict.fromkeys("\u3002\uff61\uff0e\u0964\u0965\u06d4\u0589\u1362\u104b\u17d4", "f"),
     **dict.fromkeys(".,:/&@#+~", None),
     "\u2026": "l",

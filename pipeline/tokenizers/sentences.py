@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 
 from pipeline.tokenizers.kinds import Kind
 
-# A line break inside a paragraph is a wrapped line's only if the paragraph is about this wide (code
-# points) and this share of its lines is so full that the next word had no room.
+# A paragraph of wrapped lines is this wide (code points), and this share of its line breaks look
+# like wrapping. A line shorter than its share of the width was ended on purpose.
 MIN_WRAP_WIDTH = 40
 MAX_WRAP_WIDTH = 200
-MIN_FULL_SHARE = 0.75
+MIN_WRAPPED_SHARE = 0.75
+MIN_LINE_SHARE = 0.6
+# So many line breaks of a document must look alike before they say something of its other ones.
+MIN_WRAPPED_LINES = 4
 
 
 def _table(*kinds: Kind) -> NDArray[np.bool_]:
@@ -154,7 +157,7 @@ def layout_starts(chunks: ChunkContext) -> NDArray[np.bool_]:
     lengths = chunks.ends[line_last] - chunks.starts[line_first]
     first_lengths = chunks.ends[line_first] - chunks.starts[line_first]
     kinds = chunks.first_kind[line_first]
-    wrapped = _wrapped(new_block, lengths, first_lengths, _STARTS[kinds])
+    wrapped = _wrapped(new_block, document, lengths, first_lengths, _STARTS[kinds])
     item = (kinds == Kind.BULLET) & chunks.alone[line_first]
     hard[line_first] = new_block | item | ~wrapped
     return hard
@@ -162,29 +165,36 @@ def layout_starts(chunks: ChunkContext) -> NDArray[np.bool_]:
 
 def _wrapped(
     new_block: NDArray[np.bool_],
+    document: NDArray[np.int32],
     lengths: NDArray[np.int32],
     first_lengths: NDArray[np.int32],
     capital: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
     """True (L) on each line that only goes on with the one before.
 
-    Whoever wraps text fills every line as far as it goes: a line after which the next word would
-    have had room was ended on purpose.
+    Whoever wraps text fills the lines: after a full one the next word had no room. Where text is
+    wrapped loosely, lines are nearly full and go on in lower case.
     """
     block_first = np.flatnonzero(new_block)
     block = np.cumsum(new_block) - 1
     width = np.maximum.reduceat(lengths, block_first)
-    full = ~new_block
+    full, nearly = ~new_block, ~new_block
     full[1:] &= lengths[:-1] + 1 + first_lengths[1:] > width[block[1:]]
+    nearly[1:] &= lengths[:-1] >= MIN_LINE_SHARE * width[block[1:]]
     num_breaks = np.diff(np.append(block_first, len(new_block))) - 1
-    num_full = np.add.reduceat(full.astype(np.int64), block_first)
-    # Two lines say little: a heading and its text look like one wrapped line.
-    doubtful = np.zeros(len(new_block), bool)
-    doubtful[1:] = (num_breaks[block[1:]] == 1) & capital[1:]
+    # Two lines say little, a heading and its text look like one wrapped line: then the rest of the
+    # document decides.
+    is_long = num_breaks[block] > 1
+    sure = (full & (~capital | is_long)) | (nearly & ~capital)
+    num_sure = np.bincount(document, weights=sure & is_long)
+    num_asked = np.bincount(document, weights=is_long & ~new_block)
+    is_wrapped = (num_asked >= MIN_WRAPPED_LINES) & (num_sure >= MIN_WRAPPED_SHARE * num_asked)
+    evident = sure | (full & is_wrapped[document])
+    num_evident = np.add.reduceat(evident.astype(np.int64), block_first)
     is_paragraph = (
         (width >= MIN_WRAP_WIDTH)
         & (width <= MAX_WRAP_WIDTH)
-        & (num_full >= MIN_FULL_SHARE * num_breaks)
+        & (num_evident >= MIN_WRAPPED_SHARE * num_breaks)
     )
-    wrapped: NDArray[np.bool_] = full & is_paragraph[block] & ~doubtful
+    wrapped: NDArray[np.bool_] = (full | nearly) & is_paragraph[block]
     return wrapped

@@ -38,7 +38,7 @@ _TOKEN = re.compile(
   | (?P<kana>[km]++)
   | (?P<emoji>(?:em*+(?:jem*+)*+|rr?m*+))
   | (?P<end>!++)
-  | (?P<wide>f)
+  | (?P<wide>f|w++)
   | (?P<ellipsis>\.{2,}+|l++)
   | (?P<bracket>[oc"])
   | (?P<other>.)
