@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.cluster import Allocation, ray_errors
 from pipeline.config import EmbedConfig, OutputConfig
@@ -27,7 +28,7 @@ from pipeline.embed import token_window
 from pipeline.errors import SourceError
 from pipeline.plan import PlannedDrop, PlannedRead
 from pipeline.records import OFFSET_COLUMN, SourceSplit
-from pipeline.rejected import write_rejected
+from pipeline.rejected import count_by_code, write_rejected
 from pipeline.snapshot.metadata import DataFile
 from pipeline.sources.read import read_documents
 from pipeline.storage import open_storage
@@ -79,7 +80,18 @@ class EmbedPass:
                 num_cpus=self.allocation.reader_cpus,
             )
             dataset = dataset.repartition(target_num_rows_per_block=self.documents_per_block)
-            dataset = dataset.map_batches(
+            dataset = self._embedded(dataset)
+            with ray_errors():
+                for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    for text in batch["record"].to_pylist():
+                        yield WorkerRecord.from_json(text)
+
+    def _embedded(self, documents: Dataset) -> Dataset:
+        with warnings.catch_warnings():
+            # The limits of restarts have no named parameters yet; pyproject.toml keeps Ray below
+            # the version that drops this way of giving them.
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+            return documents.map_batches(
                 EmbedWorker,
                 fn_constructor_args=(self.spec,),
                 batch_size=self.documents_per_block,
@@ -90,10 +102,6 @@ class EmbedPass:
                 max_restarts=MAX_RESTARTS,
                 max_task_retries=MAX_RESTARTS,
             )
-            with ray_errors():
-                for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                    for text in batch["record"].to_pylist():
-                        yield WorkerRecord.from_json(text)
 
 
 def _reader(
@@ -189,9 +197,7 @@ def _write_rejected_table(
 ) -> tuple[str | None, dict[str, int]]:
     if not rows.num_rows:
         return None, {}
-    counted = rows.group_by("code").aggregate([([], "count_all")])
-    by_code = zip(counted["code"].to_pylist(), counted["count_all"].to_pylist(), strict=True)
-    return write_rejected(open_storage(output_url), run_id, rows), dict(by_code)
+    return write_rejected(open_storage(output_url), run_id, rows), count_by_code(rows)
 
 
 def rewrite_files(

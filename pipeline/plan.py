@@ -41,6 +41,7 @@ class CorpusCounts:
 
     documents: int = 0
     rejected: int = 0
+    bad_files: int = 0
     text_bytes: int = 0
     sampled_bytes: int = 0
     sampled_documents: int = 0
@@ -161,7 +162,8 @@ def _make_plan(config: EmbedConfig, discovery: Discovery, parent: Snapshot | Non
         compare_task.remote(
             first_splits,
             discovery.splits,
-            bool(discovery.files_rejected),
+            # What an unreadable file held is not gone: nothing is known about it.
+            bool(discovery.files_rejected or corpus.bad_files),
             "duplicate_text" if config.source.id_column is None else "duplicate_id",
             [refs[bucket] for refs in indexed],
             [refs[bucket] for refs in known],
@@ -244,6 +246,7 @@ def _index_group(
             columns.append(documents["_offset"])
             tables.append(pa.table(columns, schema=INDEX_SCHEMA))
     counts.rejected = len(rejected)
+    counts.bad_files = sum(row.offset is None for row in rejected)
     index = pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table()
     return (*_split_by_bucket(index, num_buckets), counts, rejected_table(rejected))
 

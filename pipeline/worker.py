@@ -22,7 +22,7 @@ from pipeline.data_files import DataFileWriter
 from pipeline.elmo_vectors import VectorModel
 from pipeline.embed import EmbeddedBatch, Embedder, Partition
 from pipeline.records import RejectedRow
-from pipeline.rejected import write_rejected
+from pipeline.rejected import count_by_code, write_rejected
 from pipeline.schema import output_schema
 from pipeline.snapshot.commit import RunRecord
 from pipeline.snapshot.metadata import DataFile
@@ -139,16 +139,13 @@ class EmbedWorker:
             data_files = files.close()
         if data_files:
             RunRecord(self._storage, self._spec.run_id).add(data_files)
-        by_code: dict[str, int] = {}
-        for row in rejected:
-            by_code[row.code] = by_code.get(row.code, 0) + 1
         after = self._model.counts
         return WorkerRecord(
             files=data_files,
             rejected_file=write_rejected(self._storage, self._spec.run_id, rejected)
             if rejected
             else None,
-            rejected_by_code=by_code,
+            rejected_by_code=count_by_code(rejected),
             counts=WorkerCounts(
                 documents=num_documents,
                 sentences=_total_length(documents, "sentence_lengths"),
