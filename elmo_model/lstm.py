@@ -21,7 +21,9 @@ from elmo_model.packing import PackedLayout
 from elmo_model.state import cell_dtype
 
 FORGET_BIAS = 1.0
-# Gates of later layers are made for this many positions at a time: 64 KiB each at original size.
+# Gates take 64 KiB a position at original size. Those of distinct inputs are kept together if they
+# need no more than this; all others are made for so many positions at a time.
+_MAX_TABLE_BYTES = 256 << 20
 _BLOCK_POSITIONS = 512
 
 
@@ -66,7 +68,7 @@ class LstmLayer(nn.Module):
         Args:
             inputs_UP: inputs in packed order, or distinct inputs if `index_N` is given.
             index_N: int64; packed position n reads `inputs_UP[index_N[n]]`. The input's product is
-                then made once for each distinct input.
+                then made once for each distinct input, unless that needs too much memory.
             layout: the batch's packing; its rows are those of `state`.
             state: cells (B, D) and outputs (B, P) before the first step, rows in `layout.order_B`.
 
@@ -94,10 +96,13 @@ class LstmLayer(nn.Module):
         input_PG = self.kernel[: self._width]
         sizes = layout.live_rows_T.tolist()
         if index_N is not None:
-            gates_UG = torch.addmm(self.bias, inputs_UP, input_PG)
-            for index in torch.split(index_N, sizes):
-                yield gates_UG[index]
-            return
+            table_bytes = inputs_UP.shape[0] * self.bias.numel() * self.bias.element_size()
+            if table_bytes <= _MAX_TABLE_BYTES:
+                gates_UG = torch.addmm(self.bias, inputs_UP, input_PG)
+                for index in torch.split(index_N, sizes):
+                    yield gates_UG[index]
+                return
+            inputs_UP = inputs_UP[index_N]
         blocks = _blocks(sizes)
         rows = [sum(block) for block in blocks]
         for inputs_MP, block in zip(torch.split(inputs_UP, rows), blocks, strict=True):

@@ -173,3 +173,6 @@ def test_the_layer_works_in_blocks_without_changing_values(monkeypatch):
     blocks, _ = layer(inputs, None, layout, zero)
     torch.testing.assert_close(blocks, whole, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(by_index, whole, rtol=0, atol=TOLERANCE)
+    monkeypatch.setattr("elmo_model.lstm._MAX_TABLE_BYTES", 0)
+    gathered, _ = layer(inputs.flip(0), torch.arange(14, -1, -1), layout, zero)
+    torch.testing.assert_close(gathered, whole, rtol=0, atol=TOLERANCE)
