@@ -136,14 +136,30 @@ class WordTable:
 class Corpus:
     """Tokenised sentences in memory: 4 bytes a token, and each distinct word once in the table."""
 
-    def __init__(self, sentences: Iterable[Sequence[str]], table: WordTable) -> None:
-        """Number all words of `sentences`; the iterable is read once."""
+    def __init__(self, ids: Ids, lengths: Ids, table: WordTable) -> None:
+        """Take tokens that are numbered already.
+
+        Args:
+            ids: table numbers of all tokens, one sentence after the other, without marks.
+            lengths: tokens of each sentence; their sum is the length of `ids`.
+            table: where the numbers come from.
+        """
         self.table = table
-        sequences = [table.sequence_of(words).astype(np.int32) for words in sentences]
-        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-        self._ends = np.cumsum(lengths)
-        self._starts = self._ends - lengths
-        self._ids = np.concatenate(sequences) if sequences else np.empty(0, np.int32)
+        self._ends = np.cumsum(lengths + 2)
+        self._starts = self._ends - lengths - 2
+        self._ids = np.empty(len(ids) + 2 * len(lengths), np.int32)
+        is_mark = np.zeros(len(self._ids), bool)
+        is_mark[self._starts] = is_mark[self._ends - 1] = True
+        self._ids[self._starts] = table.begin_id
+        self._ids[self._ends - 1] = table.end_id
+        self._ids[~is_mark] = ids
+
+    @classmethod
+    def of(cls, sentences: Iterable[Sequence[str]], table: WordTable) -> Corpus:
+        """Number all words of `sentences`; the iterable is read once."""
+        numbered = [table.ids_of(words) for words in sentences]
+        lengths = np.fromiter(map(len, numbered), np.int64, len(numbered))
+        return cls(np.concatenate([*numbered, np.empty(0, np.int64)]), lengths, table)
 
     @property
     def num_sentences(self) -> int:
