@@ -130,7 +130,8 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
     status: dict[str, Any] = {"job": job.name, "status": "running", "started_at": _iso(started)}
     text = ""
     try:
-        arguments = build_parser(job).parse_args(words)
+        # Flags may stand between positional arguments: `elmo search URL --hits 3 QUERY`.
+        arguments = build_parser(job).parse_intermixed_args(words)
         _write_result(frame.result, status)
         with contextlib.redirect_stdout(sys.stderr):
             result = job.run(Call(job.name, arguments))
@@ -305,6 +306,9 @@ def _write_result(target: str | None, status: Mapping[str, Any]) -> None:
     path = Path(target)
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if path.exists() and not path.is_file():  # a device or pipe is written to, never replaced
+            path.write_bytes(content)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         staged.write_bytes(content)
         staged.replace(path)
