@@ -259,18 +259,23 @@ class _IdCounter:
         self.max_id = greatest if self.max_id is None else max(self.max_id, greatest)
 
 
-def document_starts(ids: pa.Array, previous: str | None) -> pa.Array:
-    """The ids of the documents that start in `ids`, in order (repeated if not side by side).
+def document_mask(ids: pa.Array, previous: str | None) -> pa.BooleanArray:
+    """True on the rows where a document starts: the id is not that of the row before.
 
     Args:
         ids: one id a row.
         previous: id of the row before the first; None at the start of a file.
     """
     if not len(ids):
-        return ids
+        return pa.array([], pa.bool_())
     is_first = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1))
     begins = pa.array([previous is None or ids[0].as_py() != previous])
-    return ids.filter(pa.concat_arrays([begins, is_first]))
+    return pa.concat_arrays([begins, is_first])
+
+
+def document_starts(ids: pa.Array, previous: str | None) -> pa.Array:
+    """The ids of the documents that start in `ids`, in order; arguments as for `document_mask`."""
+    return ids.filter(document_mask(ids, previous))
 
 
 @contextmanager
