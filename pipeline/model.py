@@ -13,7 +13,9 @@ from typing import Any
 from elmo_model.encoder import Encoder, LayerChoice
 from pipeline.config import EmbedConfig, ModelConfig, TextConfig, VectorConfig
 from pipeline.elmo_vectors import ElmoVectors, vector_columns
+from pipeline.errors import ConfigError
 from pipeline.model_files import local_copy
+from pipeline.snapshot.metadata import Snapshot
 from pipeline.text import tokenizer_fingerprint
 
 
@@ -110,6 +112,27 @@ def describe(config: EmbedConfig, encoder: Encoder) -> EncoderDescription:
         dim=choice.dim(encoder),
         vector_columns=vector_columns(choice.num_outputs(encoder)),
     )
+
+
+def open_model(snapshot: Snapshot, config: EmbedConfig) -> Encoder:
+    """Load the encoder that a snapshot was made with, and make sure that it is that one.
+
+    Args:
+        snapshot: the snapshot to compare with.
+        config: its configuration; the model may have moved.
+
+    Raises:
+        ConfigError: the model files give another fingerprint than the snapshot's.
+    """
+    encoder = load_encoder(config.model)
+    found = describe(config, encoder).fingerprint
+    if found != snapshot.fingerprint:
+        raise ConfigError(
+            f"snapshot {snapshot.number} was made with encoder {snapshot.fingerprint[:12]}, the "
+            f"model files give {found[:12]}; use the model that embedded it, or embed the corpus "
+            "anew"
+        )
+    return encoder
 
 
 def _vector_details(text: TextConfig, vectors: VectorConfig) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pipeline.config import EmbedConfig, VectorConfig, build
 from pipeline.elmo_vectors import ElmoVectors
 from pipeline.embed import token_window
 from pipeline.errors import ConfigError
-from pipeline.model import describe, layer_choice, load_encoder
+from pipeline.model import layer_choice, open_model
 from pipeline.records import OFFSET_COLUMN, SOURCE_COLUMN
 from pipeline.snapshot.metadata import Snapshot
 from pipeline.text import tokenise
@@ -60,14 +60,7 @@ class SnapshotEncoder:
         if overrides:
             values["model"] = {**values["model"], **overrides}
         self.config = build(EmbedConfig, values, f"snapshot {snapshot.number}")
-        self._encoder = load_encoder(self.config.model)
-        found = describe(self.config, self._encoder).fingerprint
-        if found != snapshot.fingerprint:
-            raise ConfigError(
-                f"snapshot {snapshot.number} was made with encoder {snapshot.fingerprint[:12]}, "
-                f"the model files give {found[:12]}; search with the model that embedded it "
-                "(--model names its directory), or embed the corpus anew"
-            )
+        self._encoder = open_model(snapshot, self.config)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.floating]:
         """One vector a text, pooled over all its tokens as configured.

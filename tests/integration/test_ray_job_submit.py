@@ -1,0 +1,146 @@
+"""`ray job submit` runs the main job on a cluster that was started by hand."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipeline.snapshot.read import open_snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 90
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head node of its own, as `ray start --head` makes it; yields its dashboard's address."""
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
+    dashboard = _free_port()
+    with tempfile.TemporaryDirectory(prefix="rs", dir="/tmp") as folder:
+        command = [
+            str(binaries / "ray"),
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+            f"--port={_free_port()}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={_free_port()}",
+            "--min-worker-port=27000",
+            "--max-worker-port=27999",
+            "--num-cpus=4",
+            "--object-store-memory=300000000",
+            f"--temp-dir={folder}",
+            "--disable-usage-stats",
+        ]
+        head = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        address = f"http://127.0.0.1:{dashboard}"
+        try:
+            _wait_for(f"{address}/api/version")
+            yield address, environment
+        finally:
+            # The whole session of processes, and nothing else: `ray stop` would end every Ray here.
+            os.killpg(head.pid, signal.SIGTERM)
+            try:
+                head.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(head.pid, signal.SIGKILL)
+                head.wait()
+
+
+def _wait_for(url):
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def _submit(cluster, *arguments):
+    address, environment = cluster
+    return subprocess.run(
+        [
+            str(Path(sys.executable).parent / "ray"),
+            "job",
+            "submit",
+            "--address",
+            address,
+            "--working-dir",
+            str(ROOT),
+            "--runtime-env-json",
+            json.dumps({"excludes": [".git", ".venv", ".demo", "tests"]}),
+            "--",
+            "python",
+            "-m",
+            "jobs.embed",
+            *arguments,
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.timeout(400)
+def test_a_submitted_job_commits_a_snapshot_and_a_failed_one_leaves_its_status(
+    cluster, shared, tmp_path
+):
+    corpus = tmp_path / "corpus.jsonl"
+    rows = [{"id": str(n), "text": f"The document number {n} is short."} for n in range(40)]
+    corpus.write_text("\n".join(map(json.dumps, rows)))
+    golden = shared / "golden/bilm-tf"
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        json.dumps(
+            {
+                "source": {"path": str(corpus), "id_column": "id"},
+                "model": {
+                    "options_file": str(golden / "options.json"),
+                    "weights_file": str(golden / "lm_weights.hdf5"),
+                },
+                "output": {"path": str(tmp_path / "vectors")},
+            }
+        )
+    )
+    done = _submit(cluster, "--config", str(config))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "committed snapshot 1" in done.stdout
+    _, dataset = open_snapshot(str(tmp_path / "vectors"))
+    assert dataset.count_rows() == 40
+
+    # Ray folds every failure to exit code 1, so the job's own code stands in a result file.
+    result = tmp_path / "result.json"
+    missing = ["--set", f"source.path={tmp_path}/nowhere", "--result", str(result)]
+    failed = _submit(cluster, "--config", str(config), *missing)
+    assert failed.returncode == 1
+    status = json.loads(result.read_text())
+    assert status["exit_code"] == 3
+    assert "nowhere" in status["error"]
