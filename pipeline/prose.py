@@ -38,7 +38,7 @@ _FENCE = re.compile(r"\s*(```|~~~)")
 _DIRECTIVE = re.compile(r"\s*\.\. ?([\w-]+(?::[\w-]+)*)::\s*(.*)")
 _COMMENT = re.compile(r"\s*(\.\.(\s|$)|__ \S|/// )")
 _FIELD = re.compile(r"\s*(?::(\w+)(?: [^:`]*)?:|@(\w+)(?: [^:]*)?:)(?:\s+(.*)|$)")
-_RULE = re.compile(r"\s*([=\-~^\"'*+#_.`])\1{2,}(\s*\1{2,})*\s*$")
+_RULE = re.compile(r"\s*([=\-~^\"'*+#_.`])\1{2,}(?:\s+\1{2,})*\s*$")
 _TABLE_BORDER = re.compile(r"\s*(=+( +=+)+|-+( +-+)+|\+[-=+]{3,})\s*$")
 _TABLE_ROW = re.compile(r"\s*(\+[-=+]{3,}|\|.*\|?\s*$)")
 _HEADING = re.compile(r"\s*#{1,6} ")
@@ -100,7 +100,7 @@ _INLINE: tuple[tuple[str, re.Pattern[str], str], ...] = (
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]*[A-Z])")
 _WORD = re.compile(r"[\"'(]*[A-Za-z]+(?:[-/'’][A-Za-z]+)*[)\"'’]*[.,;:!?]*[)\"']*")
-_CODE_MARKS = re.compile(r"[{}\[\]=<>\\|$@^~`]|\w\(|::|->|__")
+_CODE_MARKS = re.compile(r"[{}\[\]=<>\\|$@^~`]|\w\(|::|->")
 _FUNCTION_WORDS = _words(
     "a about after all also an and any are as at be been before but by can do does each for from "
     "given has have how if in into is it its may must no not of on only or other same should so "
@@ -230,7 +230,7 @@ class _Reader:
         else:
             self._open.append(line.strip())
         if line.rstrip().endswith("::"):
-            self._open[-1] = self._open[-1].removesuffix("::")
+            self._open[-1] = self._open[-1].removesuffix(":")
             self._flush()
             self._at -= 1
             self._take_indented(_indent(line))
