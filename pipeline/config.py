@@ -21,11 +21,13 @@ RESERVED_COLUMNS = frozenset(
 T = TypeVar("T", bound=BaseModel)
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Base of all configuration sections: frozen, and unknown keys are errors."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
 
-class SourceConfig(_Section):
+class SourceConfig(Section):
     """Where the corpus lies and which of its columns mean what."""
 
     path: str | tuple[str, ...] = Field(
@@ -70,7 +72,7 @@ class SourceConfig(_Section):
         return (self.path,) if isinstance(self.path, str) else self.path
 
 
-class TextConfig(_Section):
+class TextConfig(Section):
     """How text becomes sentences of tokens."""
 
     tokenizer: Literal["words", "chinese", "pretokenized"] = Field(
@@ -89,7 +91,7 @@ class TextConfig(_Section):
     )
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which biLM embeds, and where it runs."""
 
     directory: str | None = Field(
@@ -132,7 +134,7 @@ class ModelConfig(_Section):
         return self
 
 
-class VectorConfig(_Section):
+class VectorConfig(Section):
     """What a vector stands for and how it is stored."""
 
     level: Literal["document", "sentence", "token"] = Field(
@@ -145,7 +147,7 @@ class VectorConfig(_Section):
     normalize: bool = Field(False, description="scale every vector to Euclidean length 1")
 
 
-class BatchConfig(_Section):
+class BatchConfig(Section):
     """How sentences are grouped for the biLM."""
 
     max_tokens: int = Field(
@@ -156,7 +158,7 @@ class BatchConfig(_Section):
     )
 
 
-class OutputConfig(_Section):
+class OutputConfig(Section):
     """Where the snapshot is kept and in which files."""
 
     path: str = Field(description="URL of the snapshot directory")
@@ -169,7 +171,7 @@ class OutputConfig(_Section):
     )
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Resources and limits of one run."""
 
     num_actors: int | None = Field(
@@ -197,7 +199,7 @@ class RunConfig(_Section):
     )
 
 
-class EmbedConfig(_Section):
+class EmbedConfig(Section):
     """The whole configuration of `jobs.embed`."""
 
     source: SourceConfig
