@@ -30,6 +30,10 @@ from pipeline.tokenizers.word_tokeniser import WordTokeniser
 # Documents are tokenised in groups of about this much text: the arrays of one group stay small
 # enough for the processor's cache. A larger document is a group of its own.
 GROUP_BYTES = 1 << 20
+# A document larger than this is tokenised in stretches, each ending at a blank line, line break or
+# blank where there is one near: the arrays of one stretch take about 100 bytes a token.
+STRETCH_BYTES = 4 << 20
+STRETCH_SEARCH_BYTES = 64 << 10
 
 
 @lru_cache(maxsize=3)
@@ -128,7 +132,13 @@ def _tokenise_group(
     text: pa.StringArray, tokeniser: Tokeniser, config: TextConfig
 ) -> list[pa.Array]:
     buffer = TextBuffer.from_arrow(text)
-    limited = _limit(tokeniser.spans(buffer), config)
+    if len(text) == 1 and len(buffer.data) > STRETCH_BYTES:
+        spans, num_found = _spans_of_large(buffer.data, tokeniser, config.max_document_tokens)
+    else:
+        spans = tokeniser.spans(buffer)
+        num_found = np.diff(spans.document_offsets)
+        spans = _cut_documents(spans, config.max_document_tokens)
+    limited = _limit(spans, num_found, config)
     spans = limited.spans
     token_offsets = pa.array(spans.document_offsets.astype(np.int32))
     sentence_offsets = pa.array(limited.sentence_offsets.astype(np.int32))
@@ -158,10 +168,8 @@ class _Limited:
     num_split_sentences: NDArray[np.int32]
 
 
-def _limit(spans: TokenSpans, config: TextConfig) -> _Limited:
-    """Cut documents to their first tokens, then split long sentences into equal pieces."""
-    tokens_found = np.diff(spans.document_offsets)
-    spans = _cut_documents(spans, config.max_document_tokens)
+def _limit(spans: TokenSpans, num_found: NDArray[np.int64], config: TextConfig) -> _Limited:
+    """Split long sentences of documents that had `num_found` tokens and were cut to `spans`."""
     offsets = spans.document_offsets
     first = np.flatnonzero(spans.sentence_starts)
     lengths = np.diff(np.append(first, offsets[-1]))
@@ -179,7 +187,7 @@ def _limit(spans: TokenSpans, config: TextConfig) -> _Limited:
         spans,
         sentence_offsets,
         pieces,
-        (tokens_found - np.diff(offsets)).astype(np.int32),
+        (num_found - np.diff(offsets)).astype(np.int32),
         split.astype(np.int32),
     )
 
@@ -200,4 +208,56 @@ def _cut_documents(spans: TokenSpans, max_tokens: int) -> TokenSpans:
         spans.starts[kept],
         spans.ends[kept],
         spans.sentence_starts[kept],
+    )
+
+
+def _spans_of_large(
+    data: NDArray[np.uint8], tokeniser: Tokeniser, max_tokens: int
+) -> tuple[TokenSpans, NDArray[np.int64]]:
+    """The first `max_tokens` tokens of one large document, and how many it has in all."""
+    parts: list[TokenSpans] = []
+    num_found = num_kept = num_code_points = position = 0
+    while position < len(data):
+        end = _stretch_end(data, position)
+        stretch = data[position:end]
+        spans = tokeniser.spans(TextBuffer(stretch, np.array([0, len(stretch)])))
+        num_found += int(spans.document_offsets[-1])
+        if num_kept < max_tokens:
+            spans = _cut_documents(spans, max_tokens - num_kept)
+            num_kept += int(spans.document_offsets[-1])
+            parts.append(_shifted(spans, position, num_code_points))
+            num_code_points += int(np.count_nonzero((stretch & 0xC0) != 0x80))
+        position = end
+    joined = TokenSpans(
+        np.array([0, num_kept]),
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("byte_starts", "byte_ends", "starts", "ends", "sentence_starts")
+        ),
+    )
+    return joined, np.array([num_found])
+
+
+def _stretch_end(data: NDArray[np.uint8], start: int) -> int:
+    limit = start + STRETCH_BYTES
+    if limit >= len(data):
+        return len(data)
+    window = data[limit - STRETCH_SEARCH_BYTES : limit].tobytes()
+    for border in (b"\n\n", b"\n", b" "):
+        place = window.rfind(border)
+        if place >= 0:
+            return limit - STRETCH_SEARCH_BYTES + place + len(border)
+    while data[limit] & 0xC0 == 0x80:
+        limit -= 1
+    return limit
+
+
+def _shifted(spans: TokenSpans, num_bytes: int, num_code_points: int) -> TokenSpans:
+    return TokenSpans(
+        spans.document_offsets,
+        spans.byte_starts + np.int32(num_bytes),
+        spans.byte_ends + np.int32(num_bytes),
+        spans.starts + np.int32(num_code_points),
+        spans.ends + np.int32(num_code_points),
+        spans.sentence_starts,
     )

@@ -1,0 +1,48 @@
+"""Rejected rows find their way into the store."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.records import REJECTED_SCHEMA, RejectedRow, rejected_table
+from pipeline.rejected import count_by_code, write_rejected
+from pipeline.storage import open_storage
+
+ROWS = (
+    RejectedRow("s3://b/a.jsonl", 17, "x", "validate", "empty_text", "the text is empty"),
+    RejectedRow("s3://b/a.jsonl", 40, None, "parse", "bad_json", "no JSON"),
+    RejectedRow("s3://b/b.parquet", None, None, "read", "corrupt_file", "no footer"),
+    RejectedRow("s3://b/c.jsonl", 0, None, "parse", "bad_json", "no JSON"),
+)
+
+
+@pytest.mark.parametrize("store", ["local_url", "memory_url", "moto_url"])
+def test_rejected_rows_come_back_as_they_were_written(store, request):
+    storage = open_storage(request.getfixturevalue(store))
+    path = write_rejected(storage, "run-1", ROWS)
+    assert path.startswith("_rejected/run-1/")
+    assert path.endswith(".parquet")
+    with storage.open_input(path) as file:
+        table = pq.read_table(file)
+    assert table.schema.equals(REJECTED_SCHEMA)
+    assert tuple(RejectedRow(**row) for row in table.to_pylist()) == ROWS
+
+
+def test_every_call_writes_a_file_of_its_own(local_url):
+    storage = open_storage(local_url)
+    paths = {write_rejected(storage, "run", rejected_table(ROWS)) for _ in range(3)}
+    assert len(paths) == 3
+    assert [file.path for file in storage.list_files("_rejected/run")] == sorted(paths)
+
+
+def test_no_rows_make_no_file(local_url):
+    storage = open_storage(local_url)
+    with pytest.raises(ValueError, match="no rejected rows"):
+        write_rejected(storage, "run", ())
+    assert storage.list_files() == []
+
+
+def test_codes_are_counted_most_frequent_first():
+    expected = {"bad_json": 2, "corrupt_file": 1, "empty_text": 1}
+    assert count_by_code(ROWS) == expected
+    assert list(count_by_code(rejected_table(ROWS)).items()) == list(expected.items())
+    assert count_by_code(()) == {}
