@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.snapshot.compare import IdSet, SnapshotDiff
     from pipeline.snapshot.metadata import Snapshot
 
+MAX_FILES_SHOWN = 100
 ACTIONS = ("list", "show", "diff")
 
 
@@ -124,9 +125,11 @@ def _show(store: SnapshotStore, snapshot: Snapshot) -> JobResult:
                 format_bytes(file.size_bytes),
                 file.sha256[:12],
             ]
-            for file in snapshot.files
+            for file in snapshot.files[:MAX_FILES_SHOWN]
         ],
     )
+    if len(snapshot.files) > MAX_FILES_SHOWN:
+        files += f"\nand {len(snapshot.files) - MAX_FILES_SHOWN:,} more; --json lists them all"
     data = {
         **_summary(snapshot),
         "parent": snapshot.parent,

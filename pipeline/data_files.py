@@ -170,7 +170,7 @@ class _ParquetEncoder(_Encoder):
     group_bytes = ROW_GROUP_BYTES
 
     def __init__(self, target: pa.NativeFile, schema: pa.Schema, compression: str | None) -> None:
-        vectors = [item.name for item in schema if pa.types.is_fixed_size_list(item.type)]
+        vectors = vector_columns(schema)
         scalars = [item.name for item in schema if item.name not in vectors]
         # One row a document: ids and hashes do not repeat, so a dictionary would only be dropped.
         repeated = "sentence_index" in schema.names
@@ -257,6 +257,11 @@ class _IdCounter:
         least, greatest = (scalar.as_py() for scalar in pc.min_max(ids).values())
         self.min_id = least if self.min_id is None else min(self.min_id, least)
         self.max_id = greatest if self.max_id is None else max(self.max_id, greatest)
+
+
+def vector_columns(schema: pa.Schema) -> list[str]:
+    """Names of the columns that hold vectors: `vector`, or `vector_0`, `vector_1` ..."""
+    return [name for name in schema.names if name == "vector" or name.startswith("vector_")]
 
 
 def document_mask(ids: pa.Array, previous: str | None) -> pa.BooleanArray:

@@ -19,7 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data_files import DATA, document_starts, read_batches, read_schema, verified_file
+from pipeline.data_files import (
+    DATA,
+    document_starts,
+    read_batches,
+    read_schema,
+    vector_columns,
+    verified_file,
+)
 from pipeline.errors import ConfigError, CorruptFileError, MissingFileError
 from pipeline.partitions import parse_partition
 from pipeline.snapshot.commit import SnapshotStore
@@ -160,7 +167,7 @@ def _check_file(
         report("missing", "the file is not there")
         return findings
     except CorruptFileError as error:
-        report("corrupt", str(error))
+        report("corrupt", str(error).removeprefix(f"{storage.url_of(file.path)}: "))
         return findings
     findings.hashes = np.array(hashes, np.uint64)
     findings.num_rows = rows.num_rows
@@ -197,6 +204,7 @@ class _RowChecks:
         self.min_id = ""
         self.max_id = ""
         self._schema = schema
+        self._vectors = frozenset(vector_columns(schema))
         self._nulls: dict[str, int] = {}
         self._not_finite: dict[str, list[str]] = {}
         self._num_not_finite = 0
@@ -226,11 +234,11 @@ class _RowChecks:
 
     def _check_values(self, batch: pa.RecordBatch, ids: pa.Array) -> None:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            is_list = pa.types.is_fixed_size_list(column.type)
-            num_nulls = column.null_count + (column.flatten().null_count if is_list else 0)
+            is_vector = name in self._vectors
+            num_nulls = column.null_count + (column.flatten().null_count if is_vector else 0)
             if num_nulls and not self._schema.field(name).nullable:
                 self._nulls[name] = self._nulls.get(name, 0) + num_nulls
-            elif is_list:
+            elif is_vector:
                 present = column.is_valid()
                 bad = np.flatnonzero(~finite_rows(column.filter(present)))
                 examples = self._not_finite.get(name, [])

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.data_files import vector_columns
 from pipeline.snapshot.metadata import Snapshot
 from pipeline.snapshot.read import snapshot_dataset
 from pipeline.storage import Storage
@@ -77,7 +78,7 @@ def check_sample(
     ids = list(dict.fromkeys(document.id for document in samples))
     touched = {document.path for document in samples}
     files = tuple(file for file in snapshot.files if file.path in touched)
-    vectors = [item.name for item in snapshot.schema if pa.types.is_fixed_size_list(item.type)]
+    vectors = vector_columns(snapshot.schema)
     parts = [name for name in ("sentence_index", "token_index") if name in snapshot.schema.names]
     columns = ["id", "content_hash", *parts, *vectors]
     part = replace(snapshot, files=files)
