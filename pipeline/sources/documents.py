@@ -334,12 +334,14 @@ def _utf8_or_none(value: bytes | None) -> str | None:
 
 def _join(parts: list[pa.StringArray], separator: str) -> pa.StringArray:
     """The parts that are not null, joined; null where all are."""
-    joined = pc.binary_join_element_wise(
-        *parts, pa.scalar(separator, pa.string()), null_handling="skip"
-    )
     some = parts[0].is_valid()
     for part in parts[1:]:
         some = pc.or_(some, part.is_valid())
+    # Arrow leaves a row out of its result if all parts are null and nulls are skipped.
+    first = pc.if_else(some, parts[0], "")
+    joined = pc.binary_join_element_wise(
+        first, *parts[1:], pa.scalar(separator, pa.string()), null_handling="skip"
+    )
     return pc.if_else(some, joined, pa.scalar(None, pa.string()))
 
 
