@@ -1,9 +1,7 @@
 """Write data files (Parquet or Arrow IPC) and read them back, checked. Knows no snapshots.
 
 A data file is written once, under `data/<partition>/<run>-<uuid>.<ending>`, and never changed. Its
-SHA-256 is taken of the bytes on their way to the store. Vectors are plain values: no dictionary, no
-statistics, which for halffloat costs more than the writing; with compression, BYTE_STREAM_SPLIT and
-zstd. Memory holds one row group.
+SHA-256 is taken of the bytes on their way to the store. Memory holds one row group.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from pipeline.errors import CorruptFileError
 from pipeline.partitions import partition_path
 from pipeline.snapshot.metadata import DataFile
 from pipeline.storage import OutputFile, Storage
+from pipeline.vector_parquet import VectorParquetWriter
 
 DATA = "data"
 ROW_GROUP_BYTES = 32 << 20
@@ -73,11 +72,8 @@ class DataFileWriter:
         self._pending_bytes = 0
         self._sink = _HashingSink(storage.create_output(self._path))
         self._finished = False
-        target = pa.PythonFile(self._sink, mode="w")
-        if output.format == "parquet":
-            self._encoder: _Encoder = _ParquetEncoder(target, schema, output.compression)
-        else:
-            self._encoder = _IpcEncoder(target, schema, output.compression)
+        encoder = _ParquetEncoder if output.format == "parquet" else _IpcEncoder
+        self._encoder: _Encoder = encoder(self._sink, schema, output.compression)
 
     def __enter__(self) -> DataFileWriter:
         return self
@@ -169,9 +165,7 @@ class _Encoder:
 class _ParquetEncoder(_Encoder):
     group_bytes = ROW_GROUP_BYTES
 
-    def __init__(self, target: pa.NativeFile, schema: pa.Schema, compression: str | None) -> None:
-        vectors = vector_columns(schema)
-        scalars = [item.name for item in schema if item.name not in vectors]
+    def __init__(self, sink: _HashingSink, schema: pa.Schema, compression: str | None) -> None:
         # One row a document: ids and hashes do not repeat, so a dictionary would only be dropped.
         repeated = "sentence_index" in schema.names
         words = [
@@ -179,20 +173,16 @@ class _ParquetEncoder(_Encoder):
             for item in schema
             if pa.types.is_string(item.type) or pa.types.is_fixed_size_binary(item.type)
         ]
-        self._writer = pq.ParquetWriter(
-            target,
+        self._writer = VectorParquetWriter(
+            sink,
             schema,
-            compression=compression or "none",
-            compression_level=ZSTD_LEVEL if compression else None,
-            use_dictionary=[w for w in words if repeated or w not in ("id", "content_hash")],
-            write_statistics=scalars,
-            use_byte_stream_split=[f"{name}.list.element" for name in vectors]
-            if compression
-            else False,
+            vector_columns(schema),
+            compression=compression,
+            dictionary_columns=[w for w in words if repeated or w not in ("id", "content_hash")],
         )
 
     def write(self, table: pa.Table) -> None:
-        self._writer.write_table(table, row_group_size=table.num_rows)
+        self._writer.write(table)
 
     def close(self) -> None:
         self._writer.close()
@@ -201,10 +191,11 @@ class _ParquetEncoder(_Encoder):
 class _IpcEncoder(_Encoder):
     group_bytes = IPC_BATCH_BYTES
 
-    def __init__(self, target: pa.NativeFile, schema: pa.Schema, compression: str | None) -> None:
+    def __init__(self, sink: _HashingSink, schema: pa.Schema, compression: str | None) -> None:
         options = ipc.IpcWriteOptions(
             compression=pa.Codec("zstd", ZSTD_LEVEL) if compression else None
         )
+        target = pa.PythonFile(sink, mode="w")
         self._writer = ipc.new_file(target, schema, options=options)
 
     def write(self, table: pa.Table) -> None:
@@ -228,7 +219,7 @@ class _HashingSink:
     def write(self, data: Any) -> int:
         if self.is_open:
             self.sha256.update(data)
-            self.output.write(memoryview(data))
+            self.output.write(data)
             self.size_bytes += len(data)
         return len(data)
 

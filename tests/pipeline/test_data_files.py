@@ -115,11 +115,12 @@ def test_vectors_are_stored_without_dictionary_and_statistics(local):
     assert pq.read_metadata(local.url_of(file.path)).row_group(0).column(0).statistics.max == "b"
 
 
-def test_compressed_vectors_are_split_by_byte(local):
-    file = write_file(local, ["a", "b"], output=config(compression="zstd"))
-    column = pq.read_metadata(local.url_of(file.path)).row_group(0).column(3)
-    assert "BYTE_STREAM_SPLIT" in column.encodings
-    assert column.compression == "ZSTD"
+def test_compressed_floats_are_split_by_byte_and_halffloats_are_not(local):
+    for dtype, encoding in (("float32", "BYTE_STREAM_SPLIT"), ("float16", "PLAIN")):
+        file = write_file(local, ["a", "b"], output=config(compression="zstd"), dtype=dtype)
+        column = pq.read_metadata(local.url_of(file.path)).row_group(0).column(3)
+        assert encoding in column.encodings
+        assert column.compression == "ZSTD"
 
 
 def test_small_batches_are_gathered_into_few_row_groups(local):
