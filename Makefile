@@ -1,6 +1,7 @@
 # make demo   makes the environment and runs the whole main job on this machine
 # make test   makes the environment and runs the tests
-# make lint   style and types      make setup   the environment only      make clean   all of it away
+# make lint   style and types     make setup   the environment only
+# make docs   rewrites the parts of docs/ that come from the code     make clean   removes all of it
 #
 # PYTHON names the interpreter (3.11 or newer); PIP_ARGS goes to the installer as it is, for example
 # PIP_ARGS="--extra-index-url URL" for an index of CPU-only torch.
@@ -14,7 +15,7 @@ STAMP := $(VENV)/.installed
 DEMO := .demo
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint docs clean
 
 setup: $(STAMP)
 
@@ -58,6 +59,9 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
+
+docs: setup
+	@$(BIN)/python -m tests.generated_docs
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -196,6 +196,7 @@ def exit_codes() -> dict[int, str]:
         meaning = (error.__doc__ or "").splitlines()[0].rstrip(".")
         codes.setdefault(error.exit_code, meaning[:1].lower() + meaning[1:])
     codes[1] = "a failure that no other code names; the log has the details"
+    codes[2] += "; or a model file is not what it should be"
     codes[EXIT_INTERRUPTED] = "stopped by Ctrl-C"
     codes[EXIT_TERMINATED] = "stopped by SIGTERM, as by 'ray job stop'"
     return dict(sorted(codes.items()))

@@ -10,7 +10,7 @@ import time
 from jobs.command import Call, Job, JobResult, main
 from jobs.table import format_table
 
-MAX_DEFAULT_PROCESSES = 8
+MAX_PROCESSES = 8
 _ROWS_SHOWN = 12
 
 
@@ -41,8 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes",
         metavar="N",
         type=_positive,
-        default=min(os.cpu_count() or 1, MAX_DEFAULT_PROCESSES),
-        help="processes that parse source files (default: %(default)s)",
+        help=f"processes that parse source files; a core each by default, at most {MAX_PROCESSES}",
     )
 
 
@@ -64,12 +63,13 @@ def run(call: Call) -> JobResult:
     flags = call.arguments
     check_output(flags.output, overwrite=flags.overwrite)
     files = find_source_files(flags.packages)
+    num_processes = flags.processes or min(os.cpu_count() or 1, MAX_PROCESSES)
     source_bytes = sum(file.size_bytes for file in files)
     if call.dry_run:
         packages = {file.package for file in files}
         text = (
             f"Would parse {len(files):,} source files ({format_bytes(source_bytes)}) of "
-            f"{len(packages):,} packages with {flags.processes} processes, and write one file a "
+            f"{len(packages):,} packages with {num_processes} processes, and write one file a "
             f"package to {flags.output}"
         )
         data = {"source_files": len(files), "source_bytes": source_bytes, "output": flags.output}
@@ -77,7 +77,7 @@ def run(call: Call) -> JobResult:
 
     found = []
     with Progress(len(files), unit="source files", quiet=call.quiet) as progress:
-        for done, entries in read_entries(files, flags.processes):
+        for done, entries in read_entries(files, num_processes):
             found += entries
             progress.update(done, note=f"{len(found):,} documents")
     documents = unique_entries(found)
