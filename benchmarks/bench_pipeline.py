@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
 
+from pipeline.backend import EncoderDescription
 from pipeline.config import EmbedConfig, build
-from pipeline.elmo_vectors import BatchCounts
-from pipeline.model import EncoderDescription
 from pipeline.run import execute, prepare
+from pipeline.token_window import BatchCounts
 
 DIM = 1024
 

@@ -151,14 +151,20 @@ def ray_errors() -> Iterator[None]:
     try:
         yield
     except RayError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            inner = getattr(cause, "cause", None)
-            if isinstance(cause, (PipelineError, ElmoError)) and inner is None:
-                raise cause from error
-            cause = inner if isinstance(inner, BaseException) else cause.__cause__
-        lines = str(error).strip().splitlines()
+        inner = _innermost(error)
+        if isinstance(inner, (PipelineError, ElmoError)):
+            raise inner from error
+        first_line = (str(inner).strip().splitlines() or [""])[0]
         raise ClusterError(
-            f"the run failed in Ray: {type(error).__name__}: {lines[-1] if lines else ''}. Nothing "
-            "was committed; run it again, or look at the full report with --debug"
+            f"the run failed in Ray: {type(inner).__name__}: {first_line}. Nothing was committed; "
+            "run it again, or look at the full report with --debug"
         ) from error
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What the task raised: Ray wraps it in errors of its own, each with a `cause`."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    while isinstance(inner, BaseException):
+        error = inner
+        inner = getattr(error, "cause", None) or error.__cause__
+    return error

@@ -23,7 +23,6 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from pipeline.cluster import Allocation, ray_errors
 from pipeline.config import EmbedConfig, OutputConfig
 from pipeline.data_files import rewrite_without
-from pipeline.elmo_vectors import VectorModel
 from pipeline.embed import token_window
 from pipeline.errors import SourceError
 from pipeline.plan import PlannedDrop, PlannedRead
@@ -33,6 +32,7 @@ from pipeline.snapshot.metadata import DataFile
 from pipeline.sources.read import read_documents
 from pipeline.storage import open_storage
 from pipeline.text import tokenise
+from pipeline.token_window import VectorModel
 from pipeline.worker import EmbedWorker, WorkerRecord, WorkerSpec
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,16 @@ class EmbedPass:
                 num_cpus=self.allocation.reader_cpus,
             )
             dataset = dataset.repartition(target_num_rows_per_block=self.documents_per_block)
-            dataset = self._embedded(dataset)
+            num_documents = sum(read.num_documents for read in reads)
+            dataset = self._embedded(dataset, -(-num_documents // self.documents_per_block))
             with ray_errors():
                 for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
                     for text in batch["record"].to_pylist():
                         yield WorkerRecord.from_json(text)
 
-    def _embedded(self, documents: Dataset) -> Dataset:
+    def _embedded(self, documents: Dataset, num_blocks: int) -> Dataset:
+        # More actors than blocks would load the model for nothing.
+        num_actors = min(self.allocation.num_actors, num_blocks)
         with warnings.catch_warnings():
             # The limits of restarts have no named parameters yet; pyproject.toml keeps Ray below
             # the version that drops this way of giving them.
@@ -96,7 +99,7 @@ class EmbedPass:
                 fn_constructor_args=(self.spec,),
                 batch_size=self.documents_per_block,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=self.allocation.num_actors),
+                compute=ActorPoolStrategy(size=num_actors),
                 num_cpus=self.allocation.actor_cpus,
                 num_gpus=self.allocation.actor_gpus or None,
                 max_restarts=MAX_RESTARTS,

@@ -7,8 +7,6 @@ put back in order. Only what will be written leaves the device.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,43 +17,9 @@ from elmo_model.encoder import Encoder, LayerChoice
 from pipeline import pooling
 from pipeline.bucketing import SENTENCE_MARKS, batches
 from pipeline.config import VectorConfig
+from pipeline.token_window import BatchCounts, TokenWindow
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
-
-
-@dataclass(frozen=True)
-class TokenWindow:
-    """Tokenised documents as ids into their distinct words.
-
-    `word_ids` (num_tokens,) int32 runs over all sentences of all documents in order;
-    `sentence_lengths` (S,) and `sentences_per_document` (N,) are int64 and cut it up.
-    """
-
-    words: list[str]
-    word_ids: NDArray[np.int32]
-    sentence_lengths: NDArray[np.int64]
-    sentences_per_document: NDArray[np.int64]
-
-
-@dataclass
-class BatchCounts:
-    """Real and padded tokens that went through the biLM, sentence marks included."""
-
-    num_batches: int = 0
-    real_tokens: int = 0
-    padded_tokens: int = 0
-
-
-class VectorModel(Protocol):
-    """What turns windows into vectors: the biLM, or a stand-in that measures the pipeline."""
-
-    dim: int
-    vector_columns: tuple[str, ...]
-    counts: BatchCounts
-
-    def vectors(self, window: TokenWindow) -> NDArray[np.floating]:
-        """Vectors (rows, K, dim) of the window's documents, sentences or tokens, in order."""
-        ...
 
 
 class ElmoVectors:

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.bucketing import windows
-from pipeline.elmo_vectors import TokenWindow, VectorModel
 from pipeline.errors import PipelineError
 from pipeline.records import OFFSET_COLUMN, SOURCE_COLUMN, RejectedRow
+from pipeline.token_window import TokenWindow, VectorModel
 
 Partition = tuple[str | None, ...]
 

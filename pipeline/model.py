@@ -11,25 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from elmo_model.encoder import Encoder, LayerChoice
+from pipeline.backend import EncoderDescription, ModelLoader
 from pipeline.config import EmbedConfig, ModelConfig, TextConfig, VectorConfig
 from pipeline.elmo_vectors import ElmoVectors, vector_columns
 from pipeline.errors import ConfigError
 from pipeline.model_files import local_copy
 from pipeline.snapshot.metadata import Snapshot
 from pipeline.text import tokenizer_fingerprint
-
-
-@dataclass(frozen=True)
-class EncoderDescription:
-    """What a snapshot records of its encoder.
-
-    `fingerprint` is the SHA-256 of `details`; `dim` counts the elements of a vector.
-    """
-
-    fingerprint: str
-    details: dict[str, Any]
-    dim: int
-    vector_columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -53,6 +41,19 @@ class ElmoLoader:
         encoder = load_encoder(config.model)
         choice = layer_choice(config.model, encoder)
         return ElmoVectors(encoder, choice, config.vectors, config.batch.max_tokens)
+
+
+class ElmoBackend:
+    """The biLM of the configured model files."""
+
+    def describe(self, config: EmbedConfig) -> EncoderDescription:
+        """Load the weights on the driver's CPU, check them and name them."""
+        on_cpu = config.model.model_copy(update={"device": "cpu", "dtype": "float32"})
+        return describe(config, load_encoder(on_cpu))
+
+    def loader(self, config: EmbedConfig, num_threads: int) -> ModelLoader:
+        """Loads the same model in an actor's process."""
+        return ElmoLoader(config, num_threads)
 
 
 def load_encoder(config: ModelConfig) -> Encoder:

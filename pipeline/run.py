@@ -14,22 +14,21 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
 
 import pyarrow as pa
 
 from pipeline import cluster, dataset
+from pipeline.backend import Backend, EncoderDescription
 from pipeline.cluster import Allocation
 from pipeline.config import EmbedConfig
 from pipeline.errors import ConfigError, PipelineError, SourceError, TooManyRejectsError
-from pipeline.model import ElmoLoader, EncoderDescription, describe, load_encoder
 from pipeline.plan import Plan, make_plan
 from pipeline.schema import output_schema
 from pipeline.snapshot.commit import RunRecord, RunStart, SnapshotStore
 from pipeline.snapshot.metadata import DataFile, Snapshot
 from pipeline.sources.discover import Discovery, discover
 from pipeline.storage import open_storage, probe
-from pipeline.worker import ModelLoader, WorkerCounts, WorkerRecord, WorkerSpec
+from pipeline.worker import WorkerCounts, WorkerRecord, WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -41,31 +40,6 @@ TASKS_PER_ACTOR = 4
 MAX_DOCUMENTS_PER_TASK = 50_000
 
 ProgressCallback = Callable[[int, int], None]
-
-
-class Backend(Protocol):
-    """What embeds: ELMo, or a stand-in that measures the pipeline around it."""
-
-    def describe(self, config: EmbedConfig) -> EncoderDescription:
-        """Fingerprint and shape of the vectors, found on the driver."""
-        ...
-
-    def loader(self, config: EmbedConfig, num_threads: int) -> ModelLoader:
-        """A picklable function that makes the vector model in an actor's process."""
-        ...
-
-
-class ElmoBackend:
-    """The biLM of the configured model files."""
-
-    def describe(self, config: EmbedConfig) -> EncoderDescription:
-        """Load the weights on the driver's CPU, check them and name them."""
-        on_cpu = config.model.model_copy(update={"device": "cpu", "dtype": "float32"})
-        return describe(config, load_encoder(on_cpu))
-
-    def loader(self, config: EmbedConfig, num_threads: int) -> ModelLoader:
-        """Loads the same model in an actor's process."""
-        return ElmoLoader(config, num_threads)
 
 
 @dataclass(frozen=True)
@@ -134,7 +108,10 @@ def prepare(
         SourceError: the corpus is missing, broken, or lost too many documents.
         ClusterError: the actors do not fit.
     """
-    backend = backend or ElmoBackend()
+    if backend is None:
+        from pipeline.model import ElmoBackend
+
+        backend = ElmoBackend()
     storage = open_storage(config.output.path)
     store = SnapshotStore(storage)
     discovery = discover(config.source)

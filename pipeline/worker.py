@@ -11,15 +11,15 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.backend import ModelLoader
 from pipeline.config import EmbedConfig
 from pipeline.data_files import DataFileWriter
-from pipeline.elmo_vectors import VectorModel
 from pipeline.embed import EmbeddedBatch, Embedder, Partition
 from pipeline.records import RejectedRow
 from pipeline.rejected import count_by_code, write_rejected
@@ -28,7 +28,6 @@ from pipeline.snapshot.commit import RunRecord
 from pipeline.snapshot.metadata import DataFile
 from pipeline.storage import Storage, open_storage
 
-ModelLoader = Callable[[], VectorModel]
 RECORD_SCHEMA = pa.schema([pa.field("record", pa.string(), nullable=False)])
 # Windows that may wait for the writer; each holds the vectors of about batch.window_tokens tokens.
 MAX_WAITING_WINDOWS = 2

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import VectorConfig
-from pipeline.elmo_vectors import BatchCounts
 from pipeline.embed import EmbeddedBatch, Embedder, token_window
 from pipeline.records import TOKEN_FIELDS, RejectedRow
 from pipeline.schema import output_schema
+from pipeline.token_window import BatchCounts
 
 DIM = 4
 
