@@ -71,10 +71,23 @@ def read_arrow(split: SourceSplit, roles: Roles) -> Iterator[RawRows]:
         names = [name for name in roles.names if name in reader.schema.names]
         for batch in batches:
             needed = batch.select(names)
-            needed.validate(full=True)
+            for column in needed.columns:
+                _as_bytes(column).validate(full=True)
             offsets = np.arange(first_row, first_row + batch.num_rows)
             yield RawRows(pa.Table.from_batches([needed]), offsets)
             first_row += batch.num_rows
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    # Bytes that are not UTF-8 make one row a rejected one, not the file a bad one.
+    for text_type, byte_type in (
+        (pa.string(), pa.binary()),
+        (pa.large_string(), pa.large_binary()),
+        (pa.string_view(), pa.binary_view()),
+    ):
+        if column.type.equals(text_type):
+            return column.cast(byte_type)
+    return column
 
 
 def _rows_per_batch(path: str, num_batches: int) -> list[int]:

@@ -170,6 +170,9 @@ def plain_type(found: pa.DataType) -> pa.DataType:
         return pa.string()
     if pt.is_binary(found) or pt.is_large_binary(found) or pt.is_binary_view(found):
         return pa.binary()
+    if pt.is_list(found) or pt.is_large_list(found):
+        # Parquet and Arrow name the field of a list's items differently.
+        return pa.list_(plain_type(found.value_type))
     return found
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import pyarrow as pa
 
 from pipeline.config import SourceConfig
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.records import RejectedRow, SourceSplit
 from pipeline.sources.arrow_ipc import inspect_arrow
 from pipeline.sources.columns import Roles, agree, check_columns, did_you_mean, plain_type
@@ -64,7 +64,8 @@ def discover(source: SourceConfig) -> Discovery:
     Raises:
         SourceError: nothing is there; a file lacks a column or has it with another type; a file is
             bad (or all are, if bad files are to be rejected).
-        ConfigError, StorageError: the store cannot be read.
+        ConfigError: a column is named twice, or the store is not to be read so.
+        StorageError: the store failed.
     """
     _check_config(source)
     found = find_files(source)
@@ -101,9 +102,9 @@ def _check_config(source: SourceConfig) -> None:
     for key in ("partition_columns", "carry_columns", "text_columns"):
         names = getattr(source, key)
         if len(set(names)) < len(names):
-            raise SourceError(f"source.{key}: {list(names)} names a column twice")
+            raise ConfigError(f"source.{key}: {list(names)} names a column twice")
     if "text" in source.partition_columns:
-        raise SourceError("source.partition_columns: 'text' is the text and cannot partition it")
+        raise ConfigError("source.partition_columns: 'text' is the text and cannot partition it")
 
 
 def _inspect(source: SourceConfig, file: SourceFile) -> Inspection | BadFileError:

@@ -45,7 +45,8 @@ def file_columns(path: str, schema: pa.Schema, roles: Roles) -> FileColumns:
             problem = field_refusal(field)
             if problem is not None:
                 raise SourceError(
-                    f"{path}: {roles.uses(field.name)} names {field.name!r}: {problem}"
+                    f"{path}: {roles.uses(field.name)} names {field.name!r}, which has type "
+                    f"{field.type}: {problem}"
                 )
     return FileColumns(path, {field.name: field.type for field in schema}, repeated(schema.names))
 
@@ -58,7 +59,7 @@ def repeated(names: Iterable[str]) -> frozenset[str]:
 def byte_units(size_bytes: int, split_bytes: int) -> tuple[Unit, ...]:
     """A file in equal byte ranges of at most `split_bytes`; no range for an empty file."""
     num_units = -(-size_bytes // split_bytes)
-    edges = [size_bytes * number // num_units for number in range(num_units + 1)] or [0]
+    edges = [size_bytes * number // max(num_units, 1) for number in range(num_units + 1)]
     return tuple(
         Unit(start, end, end - start) for start, end in zip(edges[:-1], edges[1:], strict=True)
     )

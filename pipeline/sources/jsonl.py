@@ -304,6 +304,8 @@ def _sample(file: SourceFile, limit: int) -> list[dict[str, Any]]:
                 num_lines += 1
                 num_bytes += len(line)
                 record, found = parse_line(line)
+                if num_lines == 1 and found is not None and _opens_document(line, found):
+                    raise _not_lines(file, found)
                 problem = problem or found
                 if record is not None:
                     records.append(record)
@@ -311,13 +313,22 @@ def _sample(file: SourceFile, limit: int) -> list[dict[str, Any]]:
                 break
     if num_lines and not records:
         assert problem is not None
-        raise BadFileError(
-            Reason.CORRUPT_FILE,
-            f"{file.path}: none of the first {num_lines} lines is a JSON object (the first: "
-            f"{problem[1]}); expected JSON Lines, one object a line. One large JSON document is "
-            "turned into lines by: jq -c '.[]' FILE",
-        )
+        raise _not_lines(file, problem)
     return records
+
+
+def _opens_document(line: bytes, problem: Problem) -> bool:
+    """Whether the first line is that of one JSON document written over many lines."""
+    start = line.strip()
+    return start == b"{" or (start.startswith(b"[") and problem[0] is Reason.BAD_JSON)
+
+
+def _not_lines(file: SourceFile, problem: Problem) -> BadFileError:
+    return BadFileError(
+        Reason.CORRUPT_FILE,
+        f"{file.path}: not JSON Lines, which has one object a line: {problem[1]}. One large JSON "
+        "document is turned into lines by: jq -c '.[]' FILE",
+    )
 
 
 def _sampled_type(values: list[Any]) -> pa.DataType:
