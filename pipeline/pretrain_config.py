@@ -1,0 +1,156 @@
+"""The configuration of `jobs.pretrain` as one frozen tree. Knows no files, torch or Ray.
+
+`source` and `text` are those of `jobs.embed`, so that a model is trained on the tokens that it will
+embed. The defaults are those of a small model that learns on a CPU within minutes; what the
+original program used stands in the descriptions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config import Section, SourceConfig, TextConfig
+
+
+class ArchitectureConfig(Section):
+    """The shape of the biLM."""
+
+    projection_dim: int = Field(
+        64, gt=0, description="width of the LSTMs' outputs and of the word vectors; original 512"
+    )
+    dim: int = Field(256, gt=0, description="width of the LSTM cells; original 4096")
+    num_layers: int = Field(2, gt=0, description="LSTM layers of each direction")
+    filters: tuple[tuple[int, int], ...] = Field(
+        ((1, 32), (2, 32), (3, 64), (4, 128)),
+        min_length=1,
+        description="[width in characters, number] of the convolutions; original 7 widths, 2048",
+    )
+    char_embedding_dim: int = Field(16, gt=0, description="width of the character vectors")
+    max_characters: int = Field(
+        50, ge=3, description="bytes of a word that are read, two marks included"
+    )
+    activation: Literal["relu", "tanh"] = Field("relu", description="after the convolutions")
+    num_highway: int = Field(1, ge=0, description="highway layers; original 2")
+    cell_clip: float | None = Field(3.0, gt=0, description="limit of the cells; null is off")
+    proj_clip: float | None = Field(3.0, gt=0, description="limit of the outputs; null is off")
+    skip_connections: bool = Field(True, description="residuals from the second layer on")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="rate at the input of every LSTM layer and at the output"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> ArchitectureConfig:
+        if self.projection_dim > self.dim:
+            raise ValueError(
+                f"architecture.projection_dim ({self.projection_dim}) must be at most "
+                f"architecture.dim ({self.dim})"
+            )
+        for width, number in self.filters:
+            if not 1 <= width <= self.max_characters or number < 1:
+                raise ValueError(
+                    f"architecture.filters: [{width}, {number}] must be a width of 1 to "
+                    f"{self.max_characters} characters and a number of at least 1"
+                )
+        return self
+
+
+class TrainingConfig(Section):
+    """How the biLM learns, and for how long."""
+
+    max_seconds: float | None = Field(
+        150.0,
+        gt=0,
+        description="training ends after this time, evaluations not counted; null is off",
+    )
+    max_steps: int | None = Field(
+        None, gt=0, description="training ends after this many steps; null is off"
+    )
+    batch_size: int = Field(64, gt=0, description="rows of text that are read side by side")
+    unroll_steps: int = Field(
+        20, gt=0, description="words of a row in one step, through which gradients flow"
+    )
+    optimizer: Literal["adagrad", "adamw"] = Field(
+        "adamw", description="adagrad as in the original, or adamw, far faster for short runs"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="null takes 0.2 for adagrad and 0.012 for adamw"
+    )
+    learning_rate_decay: Literal["none", "linear"] = Field(
+        "linear", description="fall to a fiftieth over the run, or stay as in the original"
+    )
+    warmup_steps: int = Field(50, ge=0, description="steps over which the learning rate rises")
+    clip_norm: float | None = Field(
+        5.0, gt=0, description="limit of the gradient's global norm, original 10; null is off"
+    )
+    num_negative_samples: int | None = Field(
+        1024,
+        gt=0,
+        description="negatives of the sampled softmax; null, or half the vocabulary or more, "
+        "gives the full softmax",
+    )
+    vocabulary_size: int = Field(
+        20_000, ge=4, description="most words that are told apart as targets, marks included"
+    )
+    min_count: int = Field(3, ge=1, description="rarer words are predicted as <UNK>")
+    state_reset_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="chance that a row starts a step from the zero state, as embedding does; "
+        "original 0",
+    )
+    held_out_share: float = Field(
+        0.02,
+        gt=0,
+        lt=1,
+        description="share of the documents, by a hash of the text, not trained on",
+    )
+    num_evaluations: int = Field(
+        6, ge=1, description="how often perplexity is measured, the end included, the start not"
+    )
+    max_held_out_tokens: int = Field(
+        10_000, gt=0, description="tokens of the held-out text that perplexity is measured on"
+    )
+    max_tokens: int = Field(
+        200_000_000, gt=0, description="reading ends here; a token takes 8 bytes of memory"
+    )
+    seed: int = Field(
+        1, ge=0, description="of weights, order, dropout and negatives; see num_threads"
+    )
+    num_threads: int | None = Field(
+        None,
+        gt=0,
+        description="null takes what torch finds. Equal seeds and max_steps give equal models for "
+        "an equal number of threads on equal machines; max_seconds never does",
+    )
+
+    @model_validator(mode="after")
+    def _ends(self) -> TrainingConfig:
+        if self.max_seconds is None and self.max_steps is None:
+            raise ValueError("give training.max_seconds or training.max_steps: training must end")
+        return self
+
+    @property
+    def initial_learning_rate(self) -> float:
+        """The configured learning rate, or the optimiser's default."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 0.2 if self.optimizer == "adagrad" else 0.012
+
+
+class ModelOutputConfig(Section):
+    """Where the model is kept."""
+
+    directory: str = Field(description="local directory of the model, made if missing")
+
+
+class PretrainConfig(Section):
+    """The whole configuration of `jobs.pretrain`."""
+
+    source: SourceConfig
+    text: TextConfig = TextConfig()
+    architecture: ArchitectureConfig = ArchitectureConfig()
+    training: TrainingConfig = TrainingConfig()
+    output: ModelOutputConfig
