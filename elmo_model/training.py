@@ -132,7 +132,7 @@ def new_optimizer(model: BiLM, softmax: Softmax, name: OptimizerName) -> torch.o
         return torch.optim.Adagrad(
             parameters, lr=rate, initial_accumulator_value=INITIAL_ACCUMULATOR, eps=0.0
         )
-    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
+    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
 
 def distinct_parameters(*modules: nn.Module) -> list[nn.Parameter]:
