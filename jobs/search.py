@@ -44,10 +44,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(call: Call) -> JobResult:
-    from pipeline.snapshot.read import open_snapshot
-
     from pipeline.errors import ConfigError
     from pipeline.search import SnapshotEncoder, nearest, word_uses
+    from pipeline.snapshot.read import open_snapshot
 
     arguments = call.arguments
     if not arguments.queries:

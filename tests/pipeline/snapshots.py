@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pipeline.data_files import DataFileWriter
 
 from pipeline.config import OutputConfig, VectorConfig
+from pipeline.data_files import DataFileWriter
 from pipeline.schema import output_schema
 from pipeline.snapshot.metadata import DataFile, Snapshot
 from pipeline.storage import Storage
