@@ -18,8 +18,13 @@ from pipeline.records import SourceSplit
 from pipeline.sources.columns import Roles
 from pipeline.sources.documents import RawRows
 from pipeline.sources.files import SourceFile, locate
-from pipeline.sources.inspection import Inspection, Unit, file_columns
-from pipeline.sources.reasons import BadFileError, Reason
+from pipeline.sources.inspection import Inspection, Unit, check_buffers, file_columns
+from pipeline.sources.reasons import (
+    DECODING_ERRORS,
+    BadFileError,
+    Reason,
+    is_of_the_system,
+)
 
 FILE_MAGIC = b"ARROW1"
 FEATHER_1_MAGIC = b"FEA1"
@@ -71,23 +76,10 @@ def read_arrow(split: SourceSplit, roles: Roles) -> Iterator[RawRows]:
         names = [name for name in roles.names if name in reader.schema.names]
         for batch in batches:
             needed = batch.select(names)
-            for column in needed.columns:
-                _as_bytes(column).validate(full=True)
+            check_buffers(needed)
             offsets = np.arange(first_row, first_row + batch.num_rows)
             yield RawRows(pa.Table.from_batches([needed]), offsets)
             first_row += batch.num_rows
-
-
-def _as_bytes(column: pa.Array) -> pa.Array:
-    # Bytes that are not UTF-8 make one row a rejected one, not the file a bad one.
-    for text_type, byte_type in (
-        (pa.string(), pa.binary()),
-        (pa.large_string(), pa.large_binary()),
-        (pa.string_view(), pa.binary_view()),
-    ):
-        if column.type.equals(text_type):
-            return column.cast(byte_type)
-    return column
 
 
 def _rows_per_batch(path: str, num_batches: int) -> list[int]:
@@ -116,8 +108,8 @@ def _open(path: str, options: pa.ipc.IpcReadOptions | None = None) -> Iterator[t
                 yield pa.ipc.open_file(source, options=options), True
             else:
                 yield pa.ipc.open_stream(source, options=options), False
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+        except DECODING_ERRORS as error:
+            if is_of_the_system(error):
                 raise
             said = str(error).split("\n")[0]
             raise BadFileError(

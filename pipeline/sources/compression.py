@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 
 from pipeline.sources.formats import Compression
-from pipeline.sources.reasons import BadFileError, Reason
+from pipeline.sources.reasons import BadFileError, Reason, is_of_the_system
 
 READ_BYTES = 1 << 20
 # The dictionary of an .xz file may ask for 4 GiB; xz itself never writes more than 65 MiB needs.
@@ -56,8 +56,7 @@ class _ArrowStream:
         try:
             data: bytes = self._stream.read(size)
         except OSError as error:
-            # Failures of the store are other errors, and those of a disk have a number.
-            if error.errno is not None:
+            if is_of_the_system(error):
                 raise
             raise _bad(self._where, self._compression, str(error)) from None
         if self._is_empty and not data and self._file.seek(0, 2) == 0:

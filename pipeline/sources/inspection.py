@@ -51,6 +51,31 @@ def file_columns(path: str, schema: pa.Schema, roles: Roles) -> FileColumns:
     return FileColumns(path, {field.name: field.type for field in schema}, repeated(schema.names))
 
 
+def check_buffers(batch: pa.RecordBatch) -> None:
+    """Make sure that what a decoded batch says of its buffers is true, all of it.
+
+    Offsets and indices of a damaged or hostile file may point anywhere; nothing may be computed
+    with them before.
+
+    Raises:
+        pa.ArrowInvalid: they do.
+    """
+    for column in batch.columns:
+        _as_bytes(column).validate(full=True)
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    # Bytes that are not UTF-8 make one row a rejected one, not the file a bad one.
+    for text_type, byte_type in (
+        (pa.string(), pa.binary()),
+        (pa.large_string(), pa.large_binary()),
+        (pa.string_view(), pa.binary_view()),
+    ):
+        if column.type.equals(text_type):
+            return column.cast(byte_type)
+    return column
+
+
 def repeated(names: Iterable[str]) -> frozenset[str]:
     """The names that come more than once."""
     return frozenset(name for name, count in Counter(names).items() if count > 1)

@@ -17,8 +17,13 @@ from pipeline.records import SourceSplit
 from pipeline.sources.columns import Roles
 from pipeline.sources.documents import MAX_BATCH_ROWS, MAX_BATCH_TEXT_BYTES, RawRows
 from pipeline.sources.files import SourceFile, locate
-from pipeline.sources.inspection import Inspection, Unit, file_columns
-from pipeline.sources.reasons import BadFileError, Reason
+from pipeline.sources.inspection import Inspection, Unit, check_buffers, file_columns
+from pipeline.sources.reasons import (
+    DECODING_ERRORS,
+    BadFileError,
+    Reason,
+    is_of_the_system,
+)
 
 MAGIC = b"PAR1"
 
@@ -58,8 +63,9 @@ def read_parquet(split: SourceSplit, roles: Roles) -> Iterator[RawRows]:
             )
             for batch in batches:
                 offsets = np.arange(first_row, first_row + batch.num_rows)
-                table = pa.Table.from_batches([batch])
-                yield RawRows(table.select(names), offsets)
+                needed = batch.select(names)
+                check_buffers(needed)
+                yield RawRows(pa.Table.from_batches([needed]), offsets)
                 first_row += batch.num_rows
 
 
@@ -99,8 +105,8 @@ def _open(path: str, size_bytes: int | None = None) -> Iterator[Any]:
         try:
             source = pa.OSFile(path) if storage.is_local else pa.PythonFile(file, "r")
             yield pq.ParquetFile(source)
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+        except DECODING_ERRORS as error:
+            if is_of_the_system(error):
                 raise
             file.seek(0)
             raise _bad(path, file.read(len(MAGIC)), error) from None

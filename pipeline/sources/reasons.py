@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import pyarrow as pa
+
 from pipeline.errors import PipelineError
 
 
@@ -56,6 +58,23 @@ _STAGES = {
     Reason.BAD_PARTITION: "validate",
     Reason.NO_TOKENS: "tokenise",
 }
+
+
+# What pyarrow raises for bytes that it cannot decode. An OSError with a number is the system's.
+DECODING_ERRORS = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+)
+
+
+def is_of_the_system(error: Exception) -> bool:
+    """Whether an error says that reading failed, and nothing of what was read."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 class BadFileError(PipelineError):
