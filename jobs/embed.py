@@ -31,7 +31,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(call: Call) -> JobResult:
     from pipeline.config import EmbedConfig
-    from pipeline.run import execute, prepare
+    from pipeline.run import documents_per_task, execute, prepare
 
     config = call.config(EmbedConfig)
     prepared = prepare(
@@ -45,7 +45,9 @@ def _run(call: Call) -> JobResult:
         return _planned(prepared, estimate(prepared))
     total = 0 if prepared.plan is None else prepared.plan.num_selected
     if total and prepared.allocation is not None:
-        log.info("embedding %d documents with %s", total, prepared.allocation.describe())
+        tasks = -(-total // documents_per_task(prepared))
+        actors = prepared.allocation.describe()
+        log.info("embedding %d documents in %d tasks, with up to %s", total, tasks, actors)
     from pipeline.progress import Progress
 
     with Progress(total, quiet=call.quiet or not total) as progress:

@@ -7,11 +7,15 @@ corpus, model or storage.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+# Ray reads these when it is imported. Its own log stays in its files; what a user can act on is in
+# this project's messages.
+os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 from ray.exceptions import RayError
@@ -19,8 +23,6 @@ from ray.exceptions import RayError
 from elmo_model.errors import ElmoError
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, PipelineError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 TOKENS_PER_CPU_TASK = 200_000
 TOKENS_PER_GPU_TASK = 8_000_000
 TASKS_PER_ACTOR = 4
+# A few new documents are not worth a task, and a file, each.
+MIN_TOKENS_PER_TASK = 5_000
 MAX_DOCUMENTS_PER_TASK = 50_000
 
 ProgressCallback = Callable[[int, int], None]
@@ -161,9 +164,11 @@ def documents_per_task(prepared: PreparedRun) -> int:
     if plan is None or allocation is None or not plan.num_selected:
         return 1
     budget = TOKENS_PER_GPU_TASK if allocation.actor_gpus else TOKENS_PER_CPU_TASK
-    by_tokens = budget * plan.num_selected // max(plan.estimated_tokens, 1)
+    documents_per_token = plan.num_selected / max(plan.estimated_tokens, 1)
     by_actors = -(-plan.num_selected // (allocation.num_actors * TASKS_PER_ACTOR))
-    return max(1, min(by_tokens, by_actors, MAX_DOCUMENTS_PER_TASK))
+    at_least = math.ceil(MIN_TOKENS_PER_TASK * documents_per_token)
+    at_most = min(math.ceil(budget * documents_per_token), MAX_DOCUMENTS_PER_TASK)
+    return max(1, min(max(by_actors, at_least), at_most, plan.num_selected))
 
 
 def execute(prepared: PreparedRun, progress: ProgressCallback | None = None) -> RunReport:
