@@ -76,7 +76,6 @@ PROBE_WRITERS = 8
 _ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
 _CONFLICT_ATTEMPTS = 6
 _S3_OPTIONS: Mapping[str, Any] = {
-    "use_listings_cache": False,
     "default_block_size": READ_BLOCK_BYTES,
     "default_cache_type": "readahead",
 }
@@ -463,7 +462,8 @@ def _open_filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
 def _make_filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
     import fsspec
 
-    given = dict(options)
+    # Nobody may see a listing that is older than the last commit.
+    given = {"use_listings_cache": False, **options}
     if scheme == "s3":
         config = {**_S3_CLIENT, **given.get("config_kwargs", {})}
         given = {**_S3_OPTIONS, **given, "config_kwargs": config}

@@ -14,8 +14,10 @@ without a server. `moto_server`, `rgw_server` and
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,7 +29,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -35,6 +37,7 @@ BUCKET = "corpus"
 REGION = "us-east-1"
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 10
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 RGW_PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "monmaptool")
 
 
@@ -142,7 +145,7 @@ def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server
     command = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--config", ""]
     command += ["--auth-key", f"{server.access_key},{server.secret_key}"]
     with (directory.parent / "rclone.log").open("wb") as log:
-        process = subprocess.Popen([*command, str(directory)], stdout=log, stderr=log)
+        process = _spawn([*command, str(directory)], log)
     try:
         _wait_until(lambda: _answers(server.endpoint), "rclone does not answer")
         yield server
@@ -295,7 +298,7 @@ rgw thread pool size = 64
     def _spawn(self, program: str, *words: str) -> None:
         command = [program, "-c", str(self._config), "-f", *words]
         with (self._directory / f"{program}.out").open("wb") as output:
-            self._processes.append(subprocess.Popen(command, stdout=output, stderr=output))
+            self._processes.append(_spawn(command, output))
 
     def _wait(self, condition: Callable[[], bool], complaint: str) -> None:
         def checked() -> bool:
@@ -344,6 +347,17 @@ def _wait_until(condition: Callable[[], bool], complaint: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{complaint} after {START_TIMEOUT_S} s")
         time.sleep(0.05)
+
+
+def _spawn(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a server that also ends when this process is killed."""
+    libc = ctypes.CDLL(None)
+    return subprocess.Popen(
+        command,
+        stdout=output,
+        stderr=output,
+        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
