@@ -6,6 +6,7 @@ threads; rows are not read, but for the first of JSON Lines. Knows no Ray.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from pipeline.sources.reasons import BadFileError
 from pipeline.sources.text_files import inspect_text
 
 NUM_THREADS = 32
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ def discover(source: SourceConfig) -> Discovery:
     """
     _check_config(source)
     found = find_files(source)
+    if found.ignored:
+        some = ", ".join(found.ignored[:3])
+        log.warning("%d of the files found stand for no format: %s", len(found.ignored), some)
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="discover") as pool:
         results = list(pool.map(partial(_inspect, source), found.files))
     bad = [

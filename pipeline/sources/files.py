@@ -133,7 +133,10 @@ def _list(url: str) -> tuple[Storage, bool, list[tuple[FileInfo, str]]]:
         return storage, False, [(info, info.path) for info in storage.list_files()]
     is_glob = any(character in rest for character in "*?[")
     if is_glob:
-        infos = storage.glob(rest) or storage.glob(f"{rest.rstrip('/')}/**")
+        infos = storage.glob(rest.rstrip("/"))
+        if not infos or format_of(rest) is None:
+            # The pattern may match directories too, which hold what is meant.
+            infos += storage.glob(f"{rest.rstrip('/')}/**")
         return storage, False, [(info, info.path) for info in infos]
     name = rest.rstrip("/")
     single = storage.info_or_none(name) if name == rest else None

@@ -37,7 +37,7 @@ def error_of(path, **config):
 
 
 @pytest.mark.parametrize("store", ["local_url", "memory_url", "moto_url"])
-def test_paths_globs_and_directories_find_the_same_files(store, request):
+def test_paths_globs_and_directories_find_the_same_files(store, request, caplog):
     url = request.getfixturevalue(store)
     storage = open_storage(url)
     names = ["a.jsonl", "b/c.jsonl", "b/d.jsonl", "e=1/f.jsonl"]
@@ -51,10 +51,12 @@ def test_paths_globs_and_directories_find_the_same_files(store, request):
     assert found(url) == found(f"{url}/") == found(f"{url}/**") == names
     assert found(f"{url}/b") == found(f"{url}/b/*.jsonl") == ["b/c.jsonl", "b/d.jsonl"]
     assert found(f"{url}/b/d.jsonl", f"{url}/b", f"{url}/[ab].jsonl") == names[:3]
-    assert found(f"{url}/?=*") == ["e=1/f.jsonl"]
+    assert found(f"{url}/?=*") == found(f"{url}/e*/") == ["e=1/f.jsonl"]
+    assert found(f"{url}/*") == names
     assert found(f"{url}/.hidden.jsonl") == [".hidden.jsonl"]
     ignored = discover(SourceConfig(path=url)).ignored
     assert ignored == (storage.url_of("notes.md"),)
+    assert "1 of the files found stand for no format" in caplog.text
 
 
 def test_splits_are_sorted_by_path_and_place(tmp_path):
