@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipeline.config import SourceConfig, TextConfig
 from pipeline.partitions import partition_problem
 from pipeline.records import DOCUMENT_FIELDS, DocumentBatch, RejectedRow, SourceSplit
+from pipeline.sources.checks import MAX_ID_BYTES, Checks
 from pipeline.sources.columns import Roles
 from pipeline.sources.content_hash import content_hashes
 from pipeline.sources.reasons import Reason
@@ -28,7 +29,6 @@ from pipeline.text import has_tokens, normalise
 
 MAX_BATCH_ROWS = 8192
 MAX_BATCH_TEXT_BYTES = 16 << 20
-MAX_ID_BYTES = 1024
 # Arrow's strings hold at most this many bytes in one array.
 MAX_TEXT_BYTES = (1 << 31) - (1 << 20)
 
@@ -107,7 +107,7 @@ class DocumentMaker:
         return joined
 
     def _batch(self, table: pa.Table, offsets: NDArray[np.int64]) -> DocumentBatch:
-        checks = _Checks(table.num_rows)
+        checks = Checks(table.num_rows)
         ids = self._ids(table, checks)
         text = self._texts(table, checks)
         metadata = {
@@ -140,7 +140,7 @@ class DocumentMaker:
             [ids, hashes, text, source, pa.array(offsets), *metadata], schema=self.schema
         )
 
-    def _ids(self, table: pa.Table, checks: _Checks) -> pa.StringArray | None:
+    def _ids(self, table: pa.Table, checks: Checks) -> pa.StringArray | None:
         name = self.roles.id
         if name is None:
             return None
@@ -156,7 +156,7 @@ class DocumentMaker:
         )
         return ids
 
-    def _texts(self, table: pa.Table, checks: _Checks) -> pa.StringArray:
+    def _texts(self, table: pa.Table, checks: Checks) -> pa.StringArray:
         limit = min(self.source.max_document_bytes, MAX_TEXT_BYTES)
         raw_lengths = self._text_lengths(table)
         too_large = raw_lengths > limit
@@ -182,7 +182,7 @@ class DocumentMaker:
         )
         return text
 
-    def _partition(self, table: pa.Table, name: str, checks: _Checks) -> pa.StringArray:
+    def _partition(self, table: pa.Table, name: str, checks: Checks) -> pa.StringArray:
         hive_keys = dict(self.split.hive_keys)
         if name in hive_keys:
             return pa.repeat(pa.scalar(hive_keys[name], pa.string()), table.num_rows)
@@ -200,7 +200,7 @@ class DocumentMaker:
             )
         return values
 
-    def _carried(self, table: pa.Table, target: pa.Field, checks: _Checks) -> pa.Array:
+    def _carried(self, table: pa.Table, target: pa.Field, checks: Checks) -> pa.Array:
         hive_keys = dict(self.split.hive_keys)
         if target.name in hive_keys:
             return pa.repeat(pa.scalar(hive_keys[target.name], pa.string()), table.num_rows)
@@ -220,55 +220,6 @@ class DocumentMaker:
             f"column {target.name!r}: the value has no exact form of type {target.type}",
         )
         return values
-
-
-class _Checks:
-    """The first failure of each row."""
-
-    def __init__(self, num_rows: int) -> None:
-        self._reason_of_row = np.zeros(num_rows, np.int16)
-        self._failures: list[tuple[Reason, str | Callable[[int], str]]] = []
-
-    @property
-    def passed(self) -> NDArray[np.bool_]:
-        """True on rows without a failure."""
-        passed: NDArray[np.bool_] = self._reason_of_row == 0
-        return passed
-
-    def mark(
-        self,
-        failed: NDArray[np.bool_] | pa.BooleanArray,
-        reason: Reason,
-        message: str | Callable[[int], str],
-    ) -> None:
-        """Note a failure on rows that have none yet."""
-        if isinstance(failed, pa.BooleanArray):
-            if not failed.true_count:
-                return
-            failed = failed.to_numpy(zero_copy_only=False)
-        if failed.any():
-            self._failures.append((reason, message))
-            self._reason_of_row[failed & self.passed] = len(self._failures)
-
-    def rejected_rows(
-        self, path: str, offsets: NDArray[np.int64], ids: pa.StringArray | None
-    ) -> tuple[RejectedRow, ...]:
-        """The failed rows, in order."""
-        rows = []
-        for row in np.flatnonzero(self._reason_of_row).tolist():
-            reason, message = self._failures[self._reason_of_row[row] - 1]
-            known = None if ids is None else ids[row].as_py()
-            rows.append(
-                RejectedRow(
-                    source=path,
-                    offset=int(offsets[row]),
-                    id=None if known is None else known[:MAX_ID_BYTES],
-                    stage=reason.stage,
-                    code=reason.value,
-                    message=message if isinstance(message, str) else message(row),
-                )
-            )
-        return tuple(rows)
 
 
 def _size_message(lengths: NDArray[np.int64], limit: int) -> Callable[[int], str]:
@@ -308,7 +259,7 @@ def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def _strings(column: pa.Array, name: str, checks: _Checks) -> pa.StringArray:
+def _strings(column: pa.Array, name: str, checks: Checks) -> pa.StringArray:
     """The column as valid UTF-8; rows that are not are marked and become null."""
     if pt.is_null(column.type):
         return pa.nulls(len(column), pa.string())

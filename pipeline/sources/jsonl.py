@@ -6,14 +6,11 @@ read. Of a repeated key the last value counts, as in Python's `json`.
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.types as pt
 
 from pipeline.config import SourceConfig
 from pipeline.records import RejectedRow, SourceSplit
@@ -23,6 +20,16 @@ from pipeline.sources.documents import MAX_BATCH_ROWS, RawRows
 from pipeline.sources.files import SourceFile, open_file
 from pipeline.sources.formats import compression_of
 from pipeline.sources.inspection import Inspection, Unit, byte_units
+from pipeline.sources.json_values import (
+    Problem,
+    carrier,
+    convert,
+    id_text,
+    parse_line,
+    partition_text,
+    sampled_type,
+    string,
+)
 from pipeline.sources.lines import LineBlock, read_lines
 from pipeline.sources.reasons import BadFileError, Reason
 
@@ -31,12 +38,6 @@ SAMPLE_BYTES = 256 << 10
 # An escaped character takes up to three times the bytes of its UTF-8 form, most take none more;
 # the other columns of a row have this much room beside it.
 LINE_SLACK_BYTES = 1 << 20
-MAX_INTEGER = 1 << 63
-
-_DECODER = json.JSONDecoder()
-
-Problem: TypeAlias = tuple[Reason, str]
-_KIND_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
 
 def max_line_bytes(source: SourceConfig) -> int:
@@ -54,7 +55,7 @@ def inspect_jsonl(file: SourceFile, source: SourceConfig) -> Inspection:
     """
     records = _sample(file, max_line_bytes(source))
     types = {
-        name: _sampled_type([record.get(name) for record in records])
+        name: sampled_type([record.get(name) for record in records])
         for name in dict.fromkeys(key for record in records for key in record)
     }
     if file.compression is not None:
@@ -142,15 +143,15 @@ class _Parser:
         if name == roles.id:
             if None in values:
                 self._require(records, (name,), problems)
-            return _convert(values, name, pa.string(), _id_text, problems)
+            return convert(values, name, pa.string(), id_text, problems)
         if name in roles.text:
             if name == roles.text[0] and None in values:
                 self._require(records, roles.text, problems)
-            return _convert(values, name, pa.string(), _string, problems)
+            return convert(values, name, pa.string(), string, problems)
         if name in roles.partition:
-            return _convert(values, name, pa.string(), _partition_text, problems)
+            return convert(values, name, pa.string(), partition_text, problems)
         target = self._columns.field(name).type
-        return _convert(values, name, target, _carrier(target), problems)
+        return convert(values, name, target, carrier(target), problems)
 
     def _require(
         self,
@@ -163,123 +164,6 @@ class _Parser:
             if not any(name in record for name in names):
                 wanted = " or ".join(map(repr, names))
                 problems.setdefault(row, (Reason.MISSING_FIELD, f"there is no key {wanted}"))
-
-
-def parse_line(line: bytes) -> tuple[dict[str, Any] | None, Problem | None]:
-    """The object in a line, or why there is none."""
-    try:
-        record = _DECODER.decode(line.decode())
-    except UnicodeDecodeError as error:
-        return None, (Reason.NOT_UTF8, f"the line is not valid UTF-8 at its byte {error.start}")
-    except RecursionError:
-        return None, (Reason.BAD_JSON, "the line is nested too deeply")
-    except ValueError as error:
-        return None, (Reason.BAD_JSON, f"the line is not JSON: {error}")
-    if type(record) is not dict:
-        found = type(record).__name__
-        return None, (Reason.NOT_AN_OBJECT, f"the line holds a {found}, not an object")
-    return record, None
-
-
-class _WrongTypeError(Exception):
-    pass
-
-
-def _convert(
-    values: list[Any],
-    name: str,
-    target: pa.DataType,
-    convert: Callable[[Any], Any],
-    problems: dict[int, Problem],
-) -> pa.Array:
-    """The values as an array; those that do not fit are noted and become null."""
-    kinds = set(map(type, values)) - {type(None)}
-    if convert is _id_text and kinds == {int}:
-        return pa.array([None if value is None else str(value) for value in values], target)
-    if pt.is_string(target) and kinds <= {str}:
-        try:
-            return pa.array(values, target)
-        except UnicodeEncodeError:
-            pass
-    converted = [None] * len(values)
-    for row, value in enumerate(values):
-        if value is None:
-            continue
-        try:
-            converted[row] = convert(value)
-            if isinstance(converted[row], str):
-                converted[row].encode()  # type: ignore[attr-defined]
-        except UnicodeEncodeError:
-            converted[row] = None
-            message = f"key {name!r} has a lone surrogate, which UTF-8 cannot represent"
-            problems.setdefault(row, (Reason.NOT_UTF8, message))
-        except _WrongTypeError:
-            shown = json.dumps(value)[:60]
-            message = f"key {name!r}: expected {_described(target, convert)}, found {shown}"
-            problems.setdefault(row, (Reason.WRONG_TYPE, message))
-    return pa.array(converted, target)
-
-
-def _described(target: pa.DataType, convert: Callable[[Any], Any]) -> str:
-    if convert is _id_text:
-        return "a string or an integer"
-    if convert is _partition_text:
-        return "a string, an integer or a boolean"
-    return "a string" if pt.is_string(target) else f"{target}, as in the file's first rows"
-
-
-def _string(value: Any) -> str:
-    if type(value) is not str:
-        raise _WrongTypeError
-    return value
-
-
-def _id_text(value: Any) -> str:
-    if type(value) is int:
-        return str(value)
-    return _string(value)
-
-
-def _partition_text(value: Any) -> str:
-    if type(value) is bool:
-        return "true" if value else "false"
-    return _id_text(value)
-
-
-def _carrier(target: pa.DataType) -> Callable[[Any], Any]:
-    """What turns a JSON value into one of a carried column's type."""
-    if pt.is_boolean(target):
-        return _boolean
-    if pt.is_integer(target):
-        return _integer
-    return _number if pt.is_floating(target) else _carried_text
-
-
-def _boolean(value: Any) -> bool:
-    if type(value) is not bool:
-        raise _WrongTypeError
-    return value
-
-
-def _integer(value: Any) -> int:
-    if type(value) is not int or not -MAX_INTEGER <= value < MAX_INTEGER:
-        raise _WrongTypeError
-    return value
-
-
-def _number(value: Any) -> float:
-    if type(value) is int and abs(value) <= 1 << 53:
-        return float(value)
-    if type(value) is not float:
-        raise _WrongTypeError
-    return value
-
-
-def _carried_text(value: Any) -> str:
-    """A string as it is; an object or array as compact JSON."""
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return _string(value)
 
 
 def _sample(file: SourceFile, limit: int) -> list[dict[str, Any]]:
@@ -329,15 +213,3 @@ def _not_lines(file: SourceFile, problem: Problem) -> BadFileError:
         f"{file.path}: not JSON Lines, which has one object a line: {problem[1]}. One large JSON "
         "document is turned into lines by: jq -c '.[]' FILE",
     )
-
-
-def _sampled_type(values: list[Any]) -> pa.DataType:
-    """The type that most of the values have; integers and other numbers together are doubles."""
-    kinds = Counter(type(value) for value in values if value is not None)
-    if not kinds:
-        return pa.null()
-    if kinds[int] and kinds[float]:
-        kinds[float] += kinds.pop(int)
-    text = kinds.pop(str, 0) + kinds.pop(dict, 0) + kinds.pop(list, 0)
-    best = max(kinds, key=lambda kind: kinds[kind], default=str)
-    return _KIND_TYPES[best] if best is not str and kinds[best] > text else pa.string()

@@ -128,6 +128,16 @@ def test_formats_may_be_mixed(read, tmp_path):
     assert corpus.documents["n"].to_pylist() == [1, 2]
 
 
+def test_a_json_value_for_a_type_of_another_format_is_rejected(read, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(
+        jsonl(*[{"text": "a", "n": None}] * 300, {"text": "b", "n": 1})
+    )
+    write_parquet(tmp_path / "b.parquet", text=["c"], n=pa.array([2], pa.int16()))
+    corpus = read(tmp_path, carry_columns=("n",))
+    assert corpus.documents["n"].type == pa.int16()
+    assert corpus.codes == ["wrong_type"]
+
+
 @pytest.mark.parametrize("ending", ["parquet.gz", "arrow.zst"])
 def test_a_format_that_compresses_inside_is_not_unpacked(tmp_path, ending):
     (tmp_path / f"a.{ending}").write_bytes(b"x")

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from pipeline.sources.documents import MAX_ID_BYTES
+from pipeline.sources.checks import MAX_ID_BYTES
 from pipeline.sources.formats import COMPRESSION_ENDINGS, FORMAT_ENDINGS
 from pipeline.sources.jsonl import SAMPLE_BYTES, SAMPLE_ROWS
 from pipeline.sources.reasons import Reason
