@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.command import Call, Job, JobResult, main
 from jobs.table import format_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+
+    from pipeline.reembed import SampleEmbedder
+    from pipeline.snapshot.metadata import Snapshot
+    from pipeline.storage import Storage
     from pipeline.verify import Reembedded, VerifyReport
 
 EXIT_BAD = 7
 MAX_SHOWN = 50
+DEFAULT_SAMPLE = 16
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +30,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--number", type=int, help="which snapshot; the latest by default")
     parser.add_argument(
         "--threads", type=int, default=4, help="files that are checked at once (default 4)"
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        metavar="N",
+        help="documents that are embedded again and compared, 0 for none (default "
+        f"{DEFAULT_SAMPLE}, and none where the model or the text cannot be reached)",
     )
 
 
@@ -33,10 +49,59 @@ def _run(call: Call) -> JobResult:
     arguments = call.arguments
     if arguments.threads < 1:
         raise ConfigError(f"--threads {arguments.threads}: expected a number from 1 on")
+    if arguments.sample is not None and arguments.sample < 0:
+        raise ConfigError(f"--sample {arguments.sample}: expected a number from 0 on")
     storage = open_storage(arguments.path)
     snapshot, _ = open_snapshot(arguments.path, arguments.number)
-    report = verify_snapshot(storage, snapshot, num_threads=arguments.threads)
-    return JobResult(_data(report), _text(report), 0 if report.is_good else EXIT_BAD)
+    sample = _Sample(storage, snapshot, arguments.threads, arguments.sample)
+    report = verify_snapshot(
+        storage,
+        snapshot,
+        reembed=sample if sample.embedder is not None else None,
+        sample_documents=sample.num_documents,
+        num_threads=arguments.threads,
+    )
+    if sample.missing is not None:
+        report = replace(report, reembedded=None)
+    data = {**_data(report), "sample_missing": sample.missing}
+    return JobResult(data, _text(report, sample.missing), 0 if report.is_good else EXIT_BAD)
+
+
+class _Sample:
+    """Embeds documents again; says in `missing` why it cannot, unless the user insists on it."""
+
+    def __init__(
+        self, storage: Storage, snapshot: Snapshot, num_threads: int, wanted: int | None
+    ) -> None:
+        from elmo_model.errors import ElmoError
+        from pipeline.errors import PipelineError
+        from pipeline.reembed import SampleEmbedder
+
+        self.num_documents = DEFAULT_SAMPLE if wanted is None else wanted
+        self.embedder: SampleEmbedder | None = None
+        self.missing: str | None = None
+        self._is_required = wanted is not None
+        self._schema = snapshot.schema
+        if self.num_documents and snapshot.files:
+            try:
+                self.embedder = SampleEmbedder(storage, snapshot, num_threads)
+            except (PipelineError, ElmoError) as error:
+                self._give_up(error)
+
+    def __call__(self, ids: Sequence[str]) -> pa.Table:
+        from pipeline.errors import SourceError
+
+        assert self.embedder is not None
+        try:
+            return self.embedder(ids)
+        except SourceError as error:
+            self._give_up(error)
+            return self._schema.empty_table()
+
+    def _give_up(self, error: Exception) -> None:
+        if self._is_required:
+            raise error
+        self.missing = str(error)
 
 
 def _data(report: VerifyReport) -> dict[str, Any]:
@@ -53,7 +118,7 @@ def _data(report: VerifyReport) -> dict[str, Any]:
     }
 
 
-def _text(report: VerifyReport) -> str:
+def _text(report: VerifyReport, missing: str | None) -> str:
     from pipeline.units import format_bytes
 
     state = "good" if report.is_good else f"NOT GOOD, problems: {len(report.problems):,}"
@@ -64,6 +129,8 @@ def _text(report: VerifyReport) -> str:
     ]
     if report.reembedded:
         lines.append(_sample_line(report.reembedded))
+    if missing:
+        lines.append(f"no documents were embedded again: {missing}")
     if report.orphans:
         lines.append(
             f"data files that belong to no snapshot: {len(report.orphans):,} (of a stopped run, or "
@@ -87,10 +154,14 @@ def _sample_line(sample: Reembedded) -> str:
 
 JOB = Job(
     name="verify",
-    summary="check a snapshot's files, hashes, counts, values and ids against its manifest",
+    summary="check a snapshot's files, hashes, counts, values and ids, and embed a sample again",
     run=_run,
     add_arguments=_add_arguments,
-    examples=("s3://bucket/vectors", "s3://bucket/vectors --number 41 --json"),
+    examples=(
+        "s3://bucket/vectors",
+        "s3://bucket/vectors --number 41 --json",
+        "s3://bucket/vectors --sample 200 --threads 8",
+    ),
     takes_config=False,
     has_dry_run=False,
     exit_codes={
