@@ -1,5 +1,6 @@
 """Tokenised tables: positions, limits, normalisation, and what holds for any text."""
 
+import hashlib
 import json
 import lzma
 import subprocess
@@ -140,6 +141,29 @@ def test_every_tokeniser_has_a_fingerprint_of_its_own():
     found = {tokenizer_fingerprint(TextConfig(tokenizer=name)) for name in TOKENIZERS}
     assert len(found) == len(TOKENIZERS)
     assert all(name[-1].isdigit() for name in found)
+
+
+PINNED_TEXT = """\
+Dr. O'Neil didn't pay US$1,000.50 to AT&T on 3. Oktober... "Really?" she asked :)
+
+- see https://example.com/a_(b), me@example.org or /usr/lib/x.so!
+* e.g. C++, v2.0.1, 15-year-old's 👩‍🔬🇩🇪 café; cannot l'été №5 好吗？“是的！”
+The U.S. Senate met Mr. J. R. Smith at 10:30 a.m. No. 7 won. यह है।
+"""
+PINNED = {
+    "words-1": "37b780154191b0be",
+    "pretokenized-1": "761c26e356c42a6d",
+}
+
+
+@pytest.mark.parametrize("tokenizer", ["words", "pretokenized"])
+def test_the_fingerprint_names_exactly_these_tokens(tokenizer):
+    """Fails when rules change: then give the tokeniser a new fingerprint, and this a new pin."""
+    config = TextConfig(tokenizer=tokenizer)
+    row = rows([PINNED_TEXT], tokenizer=tokenizer)[0]
+    content = json.dumps([row["tokens"], row["sentence_lengths"], row["token_starts"]])
+    found = hashlib.sha256(content.encode()).hexdigest()[:16]
+    assert found == PINNED[tokenizer_fingerprint(config)]
 
 
 def test_without_jieba_the_error_says_what_to_install(monkeypatch):
