@@ -84,7 +84,9 @@ class Progress:
         while len(self._history) > 2 and self._history[1][0] <= now_s - RATE_WINDOW_S:
             self._history.popleft()
         self._note = note
-        if now_s >= self._next_s:
+        complete = self._total is not None and done >= self._total
+        # In a file, the last line of all follows at once.
+        if now_s >= self._next_s and (self._in_place or not complete):
             self._next_s = now_s + self._pause_s
             self._write(self.line())
 

@@ -48,6 +48,14 @@ def test_a_file_gets_a_line_every_interval(clock):
     assert "\r" not in stream.getvalue()
 
 
+def test_a_file_gets_the_end_once(clock):
+    stream = io.StringIO()
+    with Progress(10, stream=stream, clock=clock) as progress:
+        clock.now_s += 20
+        progress.update(10)
+    assert stream.getvalue() == "10/10 documents  100%  0 documents/s  elapsed 20 s\n"
+
+
 def test_a_terminal_is_redrawn_in_place_and_ends_with_a_line(clock):
     stream = Terminal()
     with Progress(10, stream=stream, clock=clock) as progress:
