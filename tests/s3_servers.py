@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import shutil
 import signal
@@ -107,6 +108,8 @@ def moto_server() -> Iterator[S3Server]:
     """Run moto, in this process."""
     from moto.server import ThreadedMotoServer
 
+    # A line for every request would bury what a failed test has to say.
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
