@@ -71,9 +71,13 @@ class DataFileWriter:
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
         self._sink = _HashingSink(storage.create_output(self._path))
-        self._finished = False
         encoder = _ParquetEncoder if output.format == "parquet" else _IpcEncoder
-        self._encoder: _Encoder = encoder(self._sink, schema, output.compression)
+        try:
+            self._encoder: _Encoder = encoder(self._sink, schema, output.compression)
+        except BaseException:
+            self._sink.output.abort()
+            raise
+        self._finished = False
 
     def __enter__(self) -> DataFileWriter:
         return self

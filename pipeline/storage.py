@@ -108,8 +108,9 @@ def open_storage(url: str, options: Mapping[str, Any] | None = None) -> Storage:
     """Open a directory of a store; nothing is read or created yet.
 
     Args:
-        url: s3://bucket/path, gs://bucket/path, file:///path, memory://path, another fsspec URL or
-            a plain path (`~` is the home directory, a relative one is made absolute).
+        url: s3://bucket/path, gs://bucket/path, file:///path, memory://path (of this process
+            alone), another fsspec URL, or a plain path (`~` is the home directory, a relative one
+            is made absolute).
         options: further arguments of the fsspec file system, for example `endpoint_url`. Without
             them the client takes credentials and endpoint from the environment, as its SDK does.
 

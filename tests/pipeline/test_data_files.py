@@ -4,6 +4,7 @@ import gc
 import hashlib
 import itertools
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -186,6 +187,14 @@ def test_an_aborted_writer_leaves_nothing(storage):
         del forgotten
     gc.collect()
     assert storage.list_files() == []
+
+
+def test_a_schema_that_the_format_cannot_hold_leaves_nothing(local):
+    schema = table_schema().append(pa.field("span", pa.month_day_nano_interval()))
+    with pytest.raises(pa.ArrowNotImplementedError):
+        DataFileWriter(local, schema, config(), {}, "run-1")
+    gc.collect()
+    assert list(Path(local.url).rglob("*.*")) == []
 
 
 def fail_in_the_middle(storage: Storage) -> None:
