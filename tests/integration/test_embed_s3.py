@@ -169,7 +169,7 @@ def test_a_run_killed_in_the_middle_shows_no_reader_anything(moto_url, news, mod
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not storage.list_files("vectors/_snapshots")
     done = run(*small)
     assert done["snapshot"] == 1
