@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
+
+from pipeline.storage_urls import redact_url
 
 SECRET_VARIABLES = (
     "AWS_SECRET_ACCESS_KEY",
@@ -14,19 +15,16 @@ SECRET_VARIABLES = (
     "RAY_AUTH_TOKEN",
 )
 _MIN_SECRET_LENGTH = 8
-_USER_INFO = re.compile(r"(?<=://)[^/\s@'\"]*:[^/\s@'\"]*(?=@)")
-_QUERY_SECRET = re.compile(r"(?i)((?:signature|token|secret|password|credential)[\w-]*=)[^&\s'\"]+")
 
 
 def redact(text: str) -> str:
     """Return `text` with credentials replaced by `***`.
 
-    Replaced are the values of `SECRET_VARIABLES`, the user part of URLs (`s3://key:secret@host`)
-    and the signing parts of URL queries. Values shorter than 8 characters are left: they would
-    hit ordinary words.
+    Replaced are the values of `SECRET_VARIABLES` and what `redact_url` finds in URLs. Values
+    shorter than 8 characters are left: they would hit ordinary words.
     """
     for name in SECRET_VARIABLES:
         value = os.environ.get(name, "")
         if len(value) >= _MIN_SECRET_LENGTH:
             text = text.replace(value, "***")
-    return _QUERY_SECRET.sub(r"\1***", _USER_INFO.sub("***", text))
+    return redact_url(text)
