@@ -126,14 +126,13 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
     started = time.time()
     frame = _frame_flags().parse_known_args([w for w in words if w not in ("-h", "--help")])[0]
     _set_up_log(quiet=frame.quiet, debug=frame.debug)
-    _set_up_sigterm()
     status: dict[str, Any] = {"job": job.name, "status": "running", "started_at": _iso(started)}
     text = ""
     try:
         # Flags may stand between positional arguments: `elmo search URL --hits 3 QUERY`.
         arguments = build_parser(job).parse_intermixed_args(words)
         _write_result(frame.result, status)
-        with contextlib.redirect_stdout(sys.stderr):
+        with _sigterm_unwinds(), contextlib.redirect_stdout(sys.stderr):
             result = job.run(Call(job.name, arguments))
         text = result.text
         status |= {"status": "failed" if result.exit_code else "ok"}
@@ -349,10 +348,18 @@ def _set_up_log(*, quiet: bool, debug: bool) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def _set_up_sigterm() -> None:
+@contextlib.contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
     """Let SIGTERM unwind the stack, so that the status is written; Ray sets the same on its own."""
-    with contextlib.suppress(ValueError):  # not the main thread: signals are not ours
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    except ValueError:  # not the main thread: signals are not ours
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _iso(timestamp_s: float) -> str:

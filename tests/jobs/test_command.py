@@ -291,6 +291,12 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert done.returncode == 0
 
 
+def test_signals_are_handled_as_before_once_a_job_is_done(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(job(succeed), []) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_sigterm_unwinds_the_job_and_its_status_says_so(tmp_path):
     target = tmp_path / "status.json"
     command = [sys.executable, "-c", textwrap.dedent(TRIAL.format(sleep_s=60))]
