@@ -20,8 +20,8 @@ from torch.nn import functional
 # What stands for the logit of a negative that is the target itself, as in the reference.
 EXCLUDED_LOGIT = torch.finfo(torch.float32).min
 
-# Logits of one chunk when no gradient is needed: 1 M float32 are 4 MB, which caches hold.
-MAX_CHUNK_LOGITS = 1 << 20
+# Logits of one chunk when no gradient is needed: 4 M float32 are 16 MB.
+MAX_CHUNK_LOGITS = 1 << 22
 
 
 @dataclass(frozen=True)

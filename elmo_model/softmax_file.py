@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from elmo_model.errors import ModelFileError
 from elmo_model.files import replacing
@@ -25,7 +25,8 @@ def write_softmax(path: str | Path, softmax: Softmax) -> None:
         for name, value in softmax.state_dict().items()
     }
     with replacing(path) as temporary:
-        save_file(tensors, temporary)
+        # Not save_file, whose files only their owner may read.
+        temporary.write_bytes(save(tensors))
 
 
 def read_softmax(path: str | Path, vocabulary_size: int, width: int) -> Softmax:

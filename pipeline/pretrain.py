@@ -60,11 +60,12 @@ class PretrainReport:
     """What a training did.
 
     `tokens` are predictions of one direction. `train_seconds` is the time of the steps alone,
-    `seconds` has that of the evaluations, too.
+    `seconds` has that of the evaluations, too. `num_threads` is what torch ran with.
     """
 
     options: ElmoOptions
     num_parameters: int
+    num_threads: int
     steps: int
     tokens: int
     seconds: float
@@ -174,6 +175,7 @@ class _Run:
         return PretrainReport(
             options=state.model.options,
             num_parameters=sum(parameter.numel() for parameter in state.model.parameters()),
+            num_threads=torch.get_num_threads(),
             steps=state.step,
             tokens=self._tokens,
             seconds=time.monotonic() - self._start,
@@ -333,7 +335,7 @@ def make_record(
         "seconds": round(report.seconds, 3),
         "train_seconds": round(report.train_seconds, 3),
         "tokens_per_s": round(report.tokens_per_s, 1),
-        "num_threads": config.training.num_threads or torch.get_num_threads(),
+        "num_threads": report.num_threads,
         "torch": torch.__version__,
         "parameters": report.num_parameters,
         "train": {
@@ -357,7 +359,7 @@ def make_record(
 def _threads(num_threads: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     if num_threads is not None:
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(min(num_threads, len(os.sched_getaffinity(0))))
     try:
         yield
     finally:

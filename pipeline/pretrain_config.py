@@ -128,10 +128,11 @@ class TrainingConfig(Section):
         1, ge=0, description="of weights, order, dropout and negatives; see num_threads"
     )
     num_threads: int | None = Field(
-        None,
+        2,
         gt=0,
-        description="null takes what torch finds. Equal seeds and max_steps give equal models for "
-        "an equal number of threads on equal machines; max_seconds never does",
+        description="processor threads, at most the processors there are; null takes all. A small "
+        "model gains little from more. Equal seeds and max_steps give equal models for an equal "
+        "number of threads on equal machines; runs that max_seconds ends differ",
     )
 
     @model_validator(mode="after")
