@@ -25,6 +25,9 @@ from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, PipelineError
 
 
+READERS_PER_NODE = 4
+
+
 @dataclass(frozen=True)
 class NodeResources:
     """What one live node of the cluster offers."""
@@ -116,10 +119,13 @@ def allocate(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
             f"the cluster's {len(cluster)} nodes hold {fitting}; ask for fewer or add nodes"
         )
     smallest = min(node.num_cpus for node in usable)
-    reader_cpus = 1.0 if smallest > 1 else 0.5
     per_node = int(smallest // config.cpus_per_actor)
+    spare = 1.0 if smallest > 1 else 0.5
     # Rounded down, or the actors together would reserve what the reader needs.
-    reserved = math.floor((smallest - reader_cpus) / per_node * 1000) / 1000
+    reserved = math.floor((smallest - spare) / per_node * 1000) / 1000
+    # Several readers share the spare core: they wait for the store as much as they compute, and
+    # a cheap model should not have to wait for one of them.
+    reader_cpus = spare / READERS_PER_NODE
     return Allocation(num_actors, min(reserved, config.cpus_per_actor), 0.0, threads, reader_cpus)
 
 
