@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from elmo_model import allennlp
@@ -62,7 +62,8 @@ def write_safetensors(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """Write our own weight file: float32, under the names of `BiLM`'s state dict."""
     tensors = {name: torch.from_numpy(_numpy(value)) for name, value in state.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary)
+        # Not save_file, whose files only their owner may read.
+        temporary.write_bytes(save(tensors))
 
 
 def read_token_embeddings(path: str | Path, width: int) -> Tensor:
