@@ -78,7 +78,7 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch):
     files = saved(tmp_path, "like the released models")
     before = Encoder.from_directory(tmp_path / "ours").weights_sha256
     model = read_files(*files.values())
-    monkeypatch.setattr("elmo_model.weights.save_file", lambda *_: 1 / 0)
+    monkeypatch.setattr("elmo_model.weights.save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_directory(tmp_path / "ours", model.options, model.state)
     assert Encoder.from_directory(tmp_path / "ours").weights_sha256 == before
