@@ -24,7 +24,6 @@ from elmo_model.errors import ElmoError
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, PipelineError
 
-
 READERS_PER_NODE = 4
 
 
