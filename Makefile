@@ -45,8 +45,8 @@ demo: setup
 	@echo; echo "== 3. Every document gets a vector; one snapshot is committed"
 	$(BIN)/elmo embed --config configs/demo.yaml
 	@echo; echo "== 4. Search by meaning, and one word in two senses"
-	$(BIN)/elmo search $(DEMO)/vectors "read a compressed file" "sum of the elements along an axis" \
-	  "run a function in another process"
+	$(BIN)/elmo search $(DEMO)/vectors "return the maximum of an array along an axis" \
+	  "parse a document from a string" "raised when a name cannot be found"
 	$(BIN)/elmo search $(DEMO)/vectors --word key "look up the value of a key in the dictionary" \
 	  "sign the message with the private key"
 	@echo; echo "== 5. The same again: nothing changed, nothing is committed"
