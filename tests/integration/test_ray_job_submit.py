@@ -83,6 +83,16 @@ def _wait_for(url):
 
 
 def _submit(cluster, *arguments):
+    # The dashboard answers before the agent that starts jobs has joined it.
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        done = _submit_once(cluster, *arguments)
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(1)
+
+
+def _submit_once(cluster, *arguments):
     address, environment = cluster
     return subprocess.run(
         [
