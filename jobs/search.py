@@ -36,9 +36,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layer", type=int, help="which layer of a snapshot with several (default: the top one)"
     )
     parser.add_argument(
-        "--no-center",
-        action="store_true",
-        help="plain cosine, without subtracting the mean vector first",
+        "--space",
+        choices=("white", "centered", "plain"),
+        default="white",
+        help="where the cosine is taken: all directions scaled to vary alike (white, the "
+        "default), less the mean vector only, or as stored",
     )
     parser.add_argument("--model", help="directory of the model, where it has moved")
 
@@ -68,7 +70,7 @@ def _run(call: Call) -> JobResult:
             arguments.hits,
             vector_column=columns[layer],
             row_filter=_filter(arguments.where, dataset.schema.names),
-            center=not arguments.no_center,
+            space=arguments.space,
         )
     data: dict[str, Any] = {
         "snapshot": snapshot.number,

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,11 @@ BATCH_ROWS = 8192
 EXCERPT_CHARACTERS = 100
 # Documents with the word that are embedded on the fly to find its uses.
 MAX_WORD_DOCUMENTS = 400
+# Whitening estimates D variances from the rows, and needs this many rows for each.
+ROWS_PER_DIMENSION = 2
+WHITENING_FLOOR = 1e-2
+
+Space = Literal["white", "centered", "plain"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def nearest(
     *,
     vector_column: str = "vector",
     row_filter: pc.Expression | None = None,
-    center: bool = True,
+    space: Space = "white",
 ) -> list[list[Hit]]:
     """The rows of highest cosine with each query, by looking at every row.
 
@@ -122,21 +127,21 @@ def nearest(
         num_hits: rows wanted per query; fewer come back from a smaller snapshot.
         vector_column: which of several layers.
         row_filter: only rows for which this holds.
-        center: subtract the mean of all rows first (from queries too). Vectors of a language model
-            share a large common part, and without it all cosines are nearly alike (Mu and
-            Viswanath 2018, section 2).
+        space: where the cosine is taken. `plain`: as stored. `centered`: less the mean of all rows
+            (from queries too), since vectors of a language model share a large common part (Mu and
+            Viswanath 2018, section 2). `white`: centred, then scaled so that all directions vary
+            alike (Su et al. 2021, section 3.2), which needs more rows than dimensions and is
+            `centered` otherwise.
 
     Returns: hits in falling order of score, one list a query.
     """
-    mean_D = np.zeros(queries_QD.shape[1], np.float32)
-    if center:
-        mean_D = _mean(dataset, vector_column, row_filter)
-    queries_QD = _unit(queries_QD.astype(np.float32) - mean_D)
+    projection = _Projection.fit(dataset, vector_column, row_filter, space)
+    queries_QD = _unit(projection.apply(queries_QD.astype(np.float32)))
     hits: list[list[Hit]] = [[] for _ in queries_QD]
     for batch in dataset.to_batches(filter=row_filter, batch_size=BATCH_ROWS):
         if not batch.num_rows:
             continue
-        scores_QN = queries_QD @ _unit(_matrix(batch[vector_column]) - mean_D).T
+        scores_QN = queries_QD @ _unit(projection.apply(_matrix(batch[vector_column]))).T
         for query, scores_N in enumerate(scores_QN):
             for row in np.argsort(-scores_N, kind="stable")[:num_hits].tolist():
                 hits[query].append(_hit(batch, row, float(scores_N[row]), vector_column))
@@ -232,18 +237,42 @@ def _uses(
     return uses, vectors[positions, -1]
 
 
-def _mean(
-    dataset: pads.Dataset, vector_column: str, row_filter: pc.Expression | None
-) -> NDArray[np.float32]:
-    total, count = None, 0
-    for batch in dataset.to_batches(columns=[vector_column], filter=row_filter):
-        if batch.num_rows:
-            partial = _matrix(batch[vector_column]).sum(axis=0, dtype=np.float64)
-            total = partial if total is None else total + partial
-            count += batch.num_rows
-    dim = dataset.schema.field(vector_column).type.list_size
-    mean = np.zeros(dim) if total is None else total / count
-    return mean.astype(np.float32)
+@dataclass(frozen=True)
+class _Projection:
+    """What is done to rows and queries alike before the cosine: x -> (x - mean) @ scale."""
+
+    mean_D: NDArray[np.float32]
+    scale_DD: NDArray[np.float32] | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        dataset: pads.Dataset,
+        vector_column: str,
+        row_filter: pc.Expression | None,
+        space: Space,
+    ) -> _Projection:
+        dim = dataset.schema.field(vector_column).type.list_size
+        count, total_D, products_DD = 0, np.zeros(dim), np.zeros((dim, dim))
+        batches = dataset.to_batches(columns=[vector_column], filter=row_filter)
+        for batch in () if space == "plain" else batches:
+            rows_ND = _matrix(batch[vector_column])
+            count += len(rows_ND)
+            total_D += rows_ND.sum(axis=0, dtype=np.float64)
+            if space == "white":
+                products_DD += rows_ND.T @ rows_ND
+        mean_D = total_D / max(count, 1)
+        if space != "white" or count <= ROWS_PER_DIMENSION * dim:
+            return cls(mean_D.astype(np.float32))
+        variances_D, axes_DD = np.linalg.eigh(products_DD / count - np.outer(mean_D, mean_D))
+        # Directions in which nothing varies, such as a layer that is there twice, stay small.
+        floor = WHITENING_FLOOR * variances_D.mean()
+        scale_DD = axes_DD / np.sqrt(np.maximum(variances_D, 0) + floor)
+        return cls(mean_D.astype(np.float32), scale_DD.astype(np.float32))
+
+    def apply(self, rows_ND: NDArray[np.floating]) -> NDArray[np.floating]:
+        centered_ND: NDArray[np.floating] = rows_ND - self.mean_D
+        return centered_ND if self.scale_DD is None else centered_ND @ self.scale_DD
 
 
 def _matrix(column: pa.FixedSizeListArray) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.model import describe
 from pipeline.run import table_schema
 from pipeline.schema import vector_type
-from pipeline.search import SnapshotEncoder, nearest, word_uses
+from pipeline.search import WHITENING_FLOOR, SnapshotEncoder, nearest, word_uses
 from pipeline.snapshot.metadata import Snapshot
 
 DIM = 6
@@ -32,14 +32,20 @@ def as_dataset(vectors, **columns):
     return pads.dataset(pa.Table.from_batches(table.to_batches(max_chunksize=64)))
 
 
-@pytest.mark.parametrize("center", [True, False])
-def test_the_nearest_rows_are_those_of_a_plain_computation(rows, center):
+@pytest.mark.parametrize("space", ["white", "centered", "plain"])
+def test_the_nearest_rows_are_those_of_a_plain_computation(rows, space):
     queries = rows[:3].astype(np.float32) + 0.1
-    hits = nearest(as_dataset(rows), queries, 7, center=center)
+    hits = nearest(as_dataset(rows), queries, 7, space=space)
     plain = rows.astype(np.float64)
-    mean = plain.mean(axis=0) if center else np.zeros(DIM)
-    for query, found in zip(queries - mean, hits, strict=True):
-        unit = (plain - mean) / np.linalg.norm(plain - mean, axis=1, keepdims=True)
+    mean = np.zeros(DIM) if space == "plain" else plain.mean(axis=0)
+    plain, queries = plain - mean, queries - mean
+    if space == "white":
+        covariance = np.cov(plain.T, bias=True)
+        covariance += np.eye(DIM) * WHITENING_FLOOR * np.trace(covariance) / DIM
+        root = np.linalg.cholesky(np.linalg.inv(covariance))
+        plain, queries = plain @ root, queries @ root
+    for query, found in zip(queries, hits, strict=True):
+        unit = plain / np.linalg.norm(plain, axis=1, keepdims=True)
         scores = unit @ query / np.linalg.norm(query)
         order = np.argsort(-scores)[:7]
         assert [hit.id for hit in found] == [f"row-{number:03d}" for number in order]
@@ -49,7 +55,7 @@ def test_the_nearest_rows_are_those_of_a_plain_computation(rows, center):
 def test_rows_can_be_filtered_and_few_rows_give_few_hits(rows):
     dataset = as_dataset(rows, part=["a"] * 498 + ["b"] * 2)
     (found,) = nearest(
-        dataset, rows[:1].astype(np.float32), 5, row_filter=pc.field("part") == "b", center=False
+        dataset, rows[:1].astype(np.float32), 5, row_filter=pc.field("part") == "b", space="plain"
     )
     assert {hit.id for hit in found} == {"row-498", "row-499"}
     assert found[0].columns["part"] == "b"
@@ -63,7 +69,7 @@ def test_an_excerpt_shows_the_passage_that_the_row_stands_for(rows):
         start=pa.array([200], pa.int32()),
         end=pa.array([211], pa.int32()),
     )
-    ((hit,),) = nearest(dataset, rows[:1].astype(np.float32), 1, center=False)
+    ((hit,),) = nearest(dataset, rows[:1].astype(np.float32), 1, space="plain")
     assert "the passage" in hit.excerpt
     assert len(hit.excerpt) < 110
 
