@@ -47,7 +47,7 @@ demo: setup
 	@echo; echo "== 4. Search by meaning, and one word in two senses"
 	$(BIN)/elmo search $(DEMO)/vectors "return the maximum of an array along an axis" \
 	  "parse a document from a string" "raised when a name cannot be found"
-	$(BIN)/elmo search $(DEMO)/vectors --word key "look up the value of a key in the dictionary" \
+	$(BIN)/elmo search $(DEMO)/vectors --word sign "the sign of the number is negative" \
 	  "sign the message with the private key"
 	@echo; echo "== 5. The same again: nothing changed, nothing is committed"
 	$(BIN)/elmo embed --config configs/demo.yaml
