@@ -42,6 +42,9 @@ def cluster():
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard}",
             f"--ray-client-server-port={_free_port()}",
+            # The agent that starts jobs has a fixed port, which another Ray here may hold.
+            f"--dashboard-agent-listen-port={_free_port()}",
+            f"--dashboard-agent-grpc-port={_free_port()}",
             "--min-worker-port=27000",
             "--max-worker-port=27999",
             "--num-cpus=4",
