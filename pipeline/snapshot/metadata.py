@@ -107,6 +107,10 @@ class Snapshot:
         rejected_files: paths of the files that list the run's rejected rows.
         counts: documents, rows, added, changed, deleted, unchanged, rejected and more.
         lineage: what it was made from: source, bytes, hash of the listing, package versions.
+        changes: paths of the files that list what was added, updated and deleted against the
+            parent; None where that was not recorded.
+        rewritten: files of the parent that were copied, some documents perhaps left out, each with
+            the file of this snapshot that holds its rows now.
     """
 
     number: int
@@ -124,6 +128,8 @@ class Snapshot:
     rejected_files: tuple[str, ...]
     counts: Mapping[str, int] = field(hash=False)
     lineage: Mapping[str, Any] = field(hash=False)
+    changes: tuple[str, ...] | None = None
+    rewritten: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def new(cls, **values: Any) -> Snapshot:
@@ -217,6 +223,8 @@ class Snapshot:
             rejected_files=reader.texts("rejected_files"),
             counts=reader.counts("counts"),
             lineage=reader.mapping("lineage"),
+            changes=reader.optional_texts("changes"),
+            rewritten=reader.optional_mapping("rewritten"),
         )
         snapshot.check(where)
         return snapshot
@@ -347,6 +355,12 @@ class _Reader:
                     f"{self._where}: {key}[{index}]: a string is expected, found {_kind(value)}"
                 )
         return tuple(values)
+
+    def optional_texts(self, key: str) -> tuple[str, ...] | None:
+        return None if self._values.get(key) is None else self.texts(key)
+
+    def optional_mapping(self, key: str) -> dict[str, Any]:
+        return {} if self._values.get(key) is None else self.mapping(key)
 
     def counts(self, key: str) -> dict[str, int]:
         values = self.mapping(key)

@@ -1,17 +1,20 @@
-"""The content hash: 16 bytes that change whenever what is stored of a document would change.
+"""The content hash: 16 bytes that say whether anything that is stored of a document has changed.
 
-BLAKE2b with a 16-byte digest over
+    bytes 0-7    the text: BLAKE2b, 8-byte digest, of the normalised text as UTF-8
+    bytes 8-15   the metadata: BLAKE2b, 8-byte digest, over the metadata columns, in order: a null
+                 is the byte 0; a value is the byte 1, the length of its encoding (8 bytes,
+                 little-endian) and the encoding. `person` = the first 16 bytes of BLAKE2b over the
+                 JSON list of [name, type] of the columns. Without such columns: 8 zero bytes
 
-    the metadata columns, in order: a null is the byte 0; a value is the byte 1, the length of its
-    encoding (8 bytes, little-endian) and the encoding
-    the normalised text as UTF-8
+so that a document whose text has not changed keeps its vectors. Hashes are only ever compared with
+the hash of the same document, where 64 bits are plenty. Metadata columns are the partition columns
+and the carried columns without `text`. Encodings: strings and bytes as they are; booleans one
+byte; integers 8 bytes, floating-point numbers 8 bytes IEEE double (one NaN, no negative zero),
+dates, times and timestamps 8 bytes integer of their unit, all little-endian; any other type as
+compact JSON of the value.
 
-with `person` = the first 16 bytes of BLAKE2b over the JSON list of [name, type] of the metadata
-columns; without such columns the hash is that of the text alone. Metadata columns are the
-partition columns and the carried columns without `text`. Encodings: strings and bytes as they are;
-booleans one byte; integers 8 bytes, floating-point numbers 8 bytes IEEE double (one NaN, no
-negative zero), dates, times and timestamps 8 bytes integer of their unit, all little-endian; any
-other type as compact JSON of the value.
+A document without an id of its own is named by BLAKE2b, 16-byte digest, of its content hash's
+metadata half followed by its text: ids must be unique over a whole corpus.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import pyarrow.types as pt
 from numpy.typing import NDArray
 
 HASH_BYTES = 16
+TEXT_HASH_BYTES = 8
 
 
 def content_hashes(text: pa.StringArray, metadata: pa.Table) -> pa.FixedSizeBinaryArray:
@@ -38,22 +42,47 @@ def content_hashes(text: pa.StringArray, metadata: pa.Table) -> pa.FixedSizeBina
 
     Returns: fixed_size_binary[16], one for each text.
     """
-    columns = [encoded(metadata[name].combine_chunks()) for name in metadata.column_names]
-    message = text.cast(pa.binary())
-    person = b""
-    if columns:
-        message = pc.binary_join_element_wise(*columns, message, b"")
-        kinds = [[field.name, str(field.type)] for field in metadata.schema]
-        canonical = json.dumps(kinds, ensure_ascii=True, separators=(",", ":"))
-        person = hashlib.blake2b(canonical.encode(), digest_size=16).digest()
     blake2b = hashlib.blake2b
-    digests = [
-        blake2b(value, digest_size=HASH_BYTES, person=person).digest()
-        for value in message.to_pylist()
-    ]
-    return pa.Array.from_buffers(
-        pa.binary(HASH_BYTES), len(digests), [None, pa.py_buffer(b"".join(digests))]
+    texts = text.cast(pa.binary()).to_pylist()
+    of_text = [blake2b(value, digest_size=TEXT_HASH_BYTES).digest() for value in texts]
+    joined = b"".join(
+        part for pair in zip(of_text, _metadata_hashes(metadata), strict=True) for part in pair
     )
+    return pa.Array.from_buffers(pa.binary(HASH_BYTES), len(texts), [None, pa.py_buffer(joined)])
+
+
+def text_hashes(hashes: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """The halves of content hashes that stand for the text: binary, 8 bytes each."""
+    return pc.binary_slice(hashes.cast(pa.binary()), 0, TEXT_HASH_BYTES)
+
+
+def derived_ids(text: pa.StringArray, hashes: pa.FixedSizeBinaryArray) -> pa.StringArray:
+    """Ids for documents that have none: 32 hexadecimal digits, equal for equal content.
+
+    Args:
+        text: normalised texts, without nulls.
+        hashes: their content hashes.
+    """
+    ids = [
+        hashlib.blake2b(hash_[TEXT_HASH_BYTES:] + value, digest_size=HASH_BYTES).hexdigest()
+        for hash_, value in zip(hashes.to_pylist(), text.cast(pa.binary()).to_pylist(), strict=True)
+    ]
+    return pa.array(ids, pa.string())
+
+
+def _metadata_hashes(metadata: pa.Table) -> list[bytes]:
+    size = HASH_BYTES - TEXT_HASH_BYTES
+    if not metadata.num_columns:
+        return [bytes(size)] * metadata.num_rows
+    kinds = [[field.name, str(field.type)] for field in metadata.schema]
+    canonical = json.dumps(kinds, ensure_ascii=True, separators=(",", ":"))
+    person = hashlib.blake2b(canonical.encode(), digest_size=16).digest()
+    columns = [encoded(metadata[name].combine_chunks()) for name in metadata.column_names]
+    message = pc.binary_join_element_wise(*columns, b"") if len(columns) > 1 else columns[0]
+    blake2b = hashlib.blake2b
+    return [
+        blake2b(value, digest_size=size, person=person).digest() for value in message.to_pylist()
+    ]
 
 
 def encoded(column: pa.Array) -> pa.BinaryArray:

@@ -23,7 +23,7 @@ from pipeline.partitions import partition_problem
 from pipeline.records import DOCUMENT_FIELDS, DocumentBatch, RejectedRow, SourceSplit
 from pipeline.sources.checks import MAX_ID_BYTES, Checks
 from pipeline.sources.columns import Roles
-from pipeline.sources.content_hash import content_hashes
+from pipeline.sources.content_hash import content_hashes, derived_ids
 from pipeline.sources.reasons import Reason
 from pipeline.text import has_tokens, normalise
 
@@ -133,7 +133,7 @@ class DocumentMaker:
         text = columns["text"].combine_chunks()
         hashes = content_hashes(text, columns.select(self.metadata_schema.names))
         if ids is None:
-            ids = pa.array([value.hex() for value in hashes.to_pylist()], pa.string())
+            ids = derived_ids(text, hashes)
         source = pa.repeat(pa.scalar(self.split.path, pa.string()), len(text))
         metadata = [columns[name] for name in self.metadata_schema.names]
         return pa.table(

@@ -82,7 +82,11 @@ def test_totals_come_from_the_files():
     assert made.size_bytes == 2000
 
 
-@pytest.mark.parametrize("key", sorted(json.loads(snapshot([FILE]).to_json())))
+# Manifests of earlier writers lack these.
+OPTIONAL_KEYS = {"changes", "rewritten"}
+
+
+@pytest.mark.parametrize("key", sorted({*json.loads(snapshot([FILE]).to_json())} - OPTIONAL_KEYS))
 def test_a_missing_key_is_named(key):
     with pytest.raises(CorruptFileError, match=f"00000001.json.*{key}"):
         Snapshot.from_json(manifest(**{key: ...}), WHERE)
