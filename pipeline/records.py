@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.excerpt import bounded, excerpt, printable
+
 SOURCE_COLUMN = "_source"
 OFFSET_COLUMN = "_offset"
 
@@ -38,6 +40,7 @@ REJECTED_SCHEMA = pa.schema(
         pa.field("stage", pa.string(), nullable=False),
         pa.field("code", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
+        pa.field("excerpt", pa.string()),
     ]
 )
 
@@ -70,7 +73,8 @@ class RejectedRow:
     """Input that could not be embedded, and why.
 
     `offset` is the row number (parquet, arrow, csv) or byte offset (jsonl, text) in `source`, None
-    for a whole file. `stage` is read, parse, validate, plan, tokenise or embed.
+    for a whole file. `stage` is read, parse, validate, plan, tokenise or embed. `excerpt` shows
+    what was found (`pipeline.excerpt.excerpt` makes it), None where there is nothing to show.
     """
 
     source: str
@@ -79,6 +83,7 @@ class RejectedRow:
     stage: str
     code: str
     message: str
+    excerpt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,5 +95,18 @@ class DocumentBatch:
 
 
 def rejected_table(rows: Sequence[RejectedRow]) -> pa.Table:
-    """Rejected rows as a table of `REJECTED_SCHEMA`, in the given order."""
-    return pa.Table.from_pylist([vars(row) for row in rows], schema=REJECTED_SCHEMA)
+    """Rejected rows as a table of `REJECTED_SCHEMA`, in the given order.
+
+    Messages and excerpts that are too long are cut, and what UTF-8 cannot hold is escaped: they may
+    quote anything that was found in the input.
+    """
+    columns = {
+        "source": [printable(row.source) for row in rows],
+        "offset": [row.offset for row in rows],
+        "id": [row.id for row in rows],
+        "stage": [row.stage for row in rows],
+        "code": [row.code for row in rows],
+        "message": [bounded(row.message) for row in rows],
+        "excerpt": [excerpt(row.excerpt) for row in rows],
+    }
+    return pa.table(columns, schema=REJECTED_SCHEMA)

@@ -3,13 +3,14 @@
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.excerpt import MAX_EXCERPT_CHARS, MAX_MESSAGE_CHARS
 from pipeline.records import REJECTED_SCHEMA, RejectedRow, rejected_table
 from pipeline.rejected import count_by_code, write_rejected
 from pipeline.storage import open_storage
 
 ROWS = (
     RejectedRow("s3://b/a.jsonl", 17, "x", "validate", "empty_text", "the text is empty"),
-    RejectedRow("s3://b/a.jsonl", 40, None, "parse", "bad_json", "no JSON"),
+    RejectedRow("s3://b/a.jsonl", 40, None, "parse", "bad_json", "no JSON", r"{'a': 1}\n"),
     RejectedRow("s3://b/b.parquet", None, None, "read", "corrupt_file", "no footer"),
     RejectedRow("s3://b/c.jsonl", 0, None, "parse", "bad_json", "no JSON"),
 )
@@ -46,3 +47,13 @@ def test_codes_are_counted_most_frequent_first():
     assert count_by_code(ROWS) == expected
     assert list(count_by_code(rejected_table(ROWS)).items()) == list(expected.items())
     assert count_by_code(()) == {}
+
+
+def test_what_utf8_or_a_terminal_cannot_bear_is_escaped_and_what_is_long_is_cut():
+    wild = "\ud800\x1b" + "x" * 100_000
+    row = RejectedRow("s3://b/\udcff.jsonl", 0, None, "embed", "embed_failed", wild, wild)
+    (found,) = rejected_table([row]).to_pylist()
+    assert found["source"] == r"s3://b/\udcff.jsonl"
+    assert found["message"].startswith(r"\ud800\x1bxxx")
+    assert len(found["message"]) == MAX_MESSAGE_CHARS
+    assert len(found["excerpt"]) == MAX_EXCERPT_CHARS
