@@ -187,6 +187,9 @@ class RunConfig(Section):
     max_rejected_share: float = Field(
         0.01, ge=0, le=1, description="nothing is committed when a larger share of rows is rejected"
     )
+    max_rejected: int | None = Field(
+        None, ge=0, description="nothing is committed when more rows are rejected; null: any number"
+    )
     max_deleted_share: float = Field(
         0.2,
         ge=0,

@@ -3,9 +3,11 @@
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config import RunConfig
+from pipeline.errors import TooManyRejectsError
 from pipeline.excerpt import MAX_EXCERPT_CHARS, MAX_MESSAGE_CHARS
 from pipeline.records import REJECTED_SCHEMA, RejectedRow, rejected_table
-from pipeline.rejected import count_by_code, write_rejected
+from pipeline.rejected import check_rejected, count_by_code, write_rejected
 from pipeline.storage import open_storage
 
 ROWS = (
@@ -57,3 +59,47 @@ def test_what_utf8_or_a_terminal_cannot_bear_is_escaped_and_what_is_long_is_cut(
     assert found["message"].startswith(r"\ud800\x1bxxx")
     assert len(found["message"]) == MAX_MESSAGE_CHARS
     assert len(found["excerpt"]) == MAX_EXCERPT_CHARS
+
+
+def allowed(count, share):
+    return RunConfig(max_rejected=count, max_rejected_share=share)
+
+
+@pytest.mark.parametrize(
+    ("by_code", "count", "share"),
+    [
+        ({}, 0, 0.0),
+        ({"bad_json": 10}, None, 0.01),
+        ({"bad_json": 10}, 10, 1.0),
+        ({"duplicate_text": 900}, 0, 0.0),
+        ({"bad_json": 5, "empty_text": 5, "duplicate_text": 900}, 10, 0.01),
+    ],
+)
+def test_as_many_rejected_rows_as_a_limit_says_are_allowed(by_code, count, share):
+    check_rejected(by_code, 1000, allowed(count, share), "s3://corpus/")
+
+
+@pytest.mark.parametrize(
+    ("by_code", "count", "share", "limits"),
+    [
+        ({"bad_json": 1}, 0, 1.0, ["run.max_rejected = 0"]),
+        ({"bad_json": 11}, None, 0.01, ["run.max_rejected_share = 1.00%"]),
+        ({"bad_json": 5, "empty_text": 6}, 10, 1.0, ["run.max_rejected = 10"]),
+        ({"corrupt_file": 1}, 0, 0.0, ["run.max_rejected = 0", "run.max_rejected_share = 0.00%"]),
+    ],
+)
+def test_one_more_than_either_limit_blocks_the_commit(by_code, count, share, limits):
+    files = ["s3://out/_rejected/run/a.parquet", "s3://out/_rejected/run/b.parquet"]
+    with pytest.raises(TooManyRejectsError) as caught:
+        check_rejected(by_code, 1000, allowed(count, share), "s3://corpus/", files)
+    message = str(caught.value)
+    assert [limit for limit in limits if limit not in message] == []
+    assert f"{sum(by_code.values())} of 1,000 rows" in message
+    assert f"1 {next(iter(by_code))}" in message or "5 bad_json" in message
+    assert "nothing was committed" in message
+    assert message.endswith(f"{files[0]} and 1 more files")
+    assert caught.value.exit_code == 3
+
+
+def test_a_corpus_without_rows_is_within_any_limit():
+    check_rejected({}, 0, allowed(0, 0.0), "s3://corpus/")
