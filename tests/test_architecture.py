@@ -18,7 +18,12 @@ BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 MAX_LINES = 600
 
 # The files that build a Ray graph or talk to a cluster.
-RAY_MODULES = {"pipeline/dataset.py", "pipeline/plan.py", "pipeline/cluster.py"}
+RAY_MODULES = {
+    "pipeline/dataset.py",
+    "pipeline/plan.py",
+    "pipeline/cluster.py",
+    "pipeline/watch.py",
+}
 STORE_MODULES = {"pipeline/storage.py"}
 STORE_CLIENTS = {"fsspec", "s3fs", "gcsfs", "boto3", "botocore", "aiobotocore"}
 # Lower layers must not know of these.
