@@ -12,7 +12,8 @@ PipelineError                  exit 1
 ├── CommitConflictError        exit 5   another run committed first: read again, decide again
 ├── CommitUnknownError         exit 6   the commit's outcome is unknown: look before acting
 ├── CorruptFileError           exit 7   stored bytes differ from what the manifest promises: rebuild
-└── ClusterError               exit 8   the cluster cannot hold the plan: more nodes or fewer actors
+├── ClusterError               exit 8   the cluster cannot hold the plan: more nodes or fewer actors
+└── MissingChangesError        exit 9   the change feed has a gap: read the whole snapshot instead
 
 A message says where, what was expected, what was found and what to do.
 """
@@ -84,3 +85,9 @@ class ClusterError(PipelineError):
     """The Ray cluster lacks the resources that the plan needs."""
 
     exit_code = 8
+
+
+class MissingChangesError(PipelineError):
+    """The change feed between two snapshots is not there any more; read the newer one as a whole."""
+
+    exit_code = 9
