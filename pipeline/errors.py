@@ -4,6 +4,7 @@ PipelineError                  exit 1
 ├── ConfigError                exit 2   the user changes the configuration or the command line
 │   └── UnsafeStoreError       exit 2   the store lets a second create win: another store is needed
 ├── SourceError                exit 3   the input cannot be read: the user mends or excludes it
+│   ├── EmptySourceError       exit 3   there is no input at all: broken upstream, or a wrong path
 │   └── TooManyRejectsError    exit 3   more rows were rejected than the configuration allows
 ├── StorageError               exit 4   the store failed: try again later
 │   ├── MissingFileError       exit 4   no such file: the caller knows what it means
@@ -39,6 +40,10 @@ class SourceError(PipelineError):
     """The corpus cannot be read as configured; nothing was written."""
 
     exit_code = 3
+
+
+class EmptySourceError(SourceError):
+    """The source is missing or holds no document; nothing was written."""
 
 
 class TooManyRejectsError(SourceError):
@@ -88,6 +93,6 @@ class ClusterError(PipelineError):
 
 
 class MissingChangesError(PipelineError):
-    """The change feed between two snapshots is not there any more; read the newer one as a whole."""
+    """The change feed between two snapshots is gone; read the newer one as a whole."""
 
     exit_code = 9

@@ -179,6 +179,15 @@ class Storage:
         """All files in the directory `prefix` and below, sorted by path; none if it is missing."""
         return self._list(prefix.rstrip("/"), None)
 
+    def list_partial_files(self) -> list[FileInfo]:
+        """Hidden files of writers that are at work, or were killed; none in object stores."""
+        if not self.is_local:
+            return []
+        with self._reporting("list", ""):
+            walked = walk(self._root, "", None, partial=True)
+            found = [_local_info(path, status) for path, status in walked]
+        return sorted(found, key=lambda info: info.path)
+
     def glob(self, pattern: str) -> list[FileInfo]:
         """The files whose path matches, sorted: `*`, `?`, `[...]` in a name, `**` across them."""
         from fsspec.utils import glob_translate

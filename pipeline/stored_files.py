@@ -192,11 +192,13 @@ class RemoteInput(io.RawIOBase):
         super().close()
 
 
-def walk(root: str, prefix: str, max_depth: int | None) -> Iterator[tuple[str, os.stat_result]]:
+def walk(
+    root: str, prefix: str, max_depth: int | None, *, partial: bool = False
+) -> Iterator[tuple[str, os.stat_result]]:
     """Files below `root`/`prefix` with their status, relative to `root`, links followed.
 
-    Files that vanish meanwhile are left out, and so are those that are still being written.
-    `max_depth` 1 is the directory alone.
+    Files that vanish meanwhile are left out. Those that are still being written, or whose writer
+    was killed, come with `partial` and then alone. `max_depth` 1 is the directory alone.
     """
     start = os.path.join(root, prefix) if prefix else root
     seen: set[tuple[int, int]] = set()
@@ -216,7 +218,7 @@ def walk(root: str, prefix: str, max_depth: int | None) -> Iterator[tuple[str, o
             if entry.is_dir():
                 if max_depth is None or depth < max_depth:
                     pending.append((entry.path, path, depth + 1))
-            elif entry.is_file() and not _PARTIAL.fullmatch(entry.name):
+            elif entry.is_file() and bool(_PARTIAL.fullmatch(entry.name)) is partial:
                 with suppress(FileNotFoundError):
                     yield path, entry.stat()
 

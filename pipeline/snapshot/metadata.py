@@ -111,6 +111,7 @@ class Snapshot:
             parent; None where that was not recorded.
         rewritten: files of the parent that were copied, some documents perhaps left out, each with
             the file of this snapshot that holds its rows now.
+        moved: paths of the files that list unchanged documents which `rewritten` does not lead to.
     """
 
     number: int
@@ -130,6 +131,7 @@ class Snapshot:
     lineage: Mapping[str, Any] = field(hash=False)
     changes: tuple[str, ...] | None = None
     rewritten: Mapping[str, str] = field(default_factory=dict, hash=False)
+    moved: tuple[str, ...] = ()
 
     @classmethod
     def new(cls, **values: Any) -> Snapshot:
@@ -225,6 +227,7 @@ class Snapshot:
             lineage=reader.mapping("lineage"),
             changes=reader.optional_texts("changes"),
             rewritten=reader.optional_mapping("rewritten"),
+            moved=reader.optional_texts("moved") or (),
         )
         snapshot.check(where)
         return snapshot
