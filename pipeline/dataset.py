@@ -21,16 +21,11 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.cluster import Allocation, ray_errors
-from pipeline.config import EmbedConfig, OutputConfig
-from pipeline.data_files import rewrite_without
+from pipeline.config import EmbedConfig
 from pipeline.embed import token_window
-from pipeline.errors import SourceError
-from pipeline.plan import PlannedDrop, PlannedRead
-from pipeline.records import OFFSET_COLUMN, SourceSplit
-from pipeline.rejected import count_by_code, write_rejected
-from pipeline.snapshot.metadata import DataFile
-from pipeline.sources.read import read_documents
-from pipeline.storage import open_storage
+from pipeline.plan import PlannedRead
+from pipeline.records import SourceSplit
+from pipeline.selected import rows_to_embed, selected_documents
 from pipeline.text import tokenise
 from pipeline.token_window import VectorModel
 from pipeline.worker import EmbedWorker, WorkerRecord, WorkerSpec
@@ -66,6 +61,7 @@ class EmbedPass:
             PipelineError: what a reading task or an actor raised.
         """
         config = self.spec.config
+        reads = [read for read in reads if read.num_documents]
         items = [
             {"read": number, "split": position}
             for number, read in enumerate(reads)
@@ -120,41 +116,11 @@ def _reader(
         ):
             splits, selected_ref = groups[number]
             split = splits[position]
-            selected = ray.get(selected_ref)
-            selected = selected.filter(pc.equal(selected["split"], split.index))
-            for documents in _selected_documents(config, split, selected):
+            selected = rows_to_embed(ray.get(selected_ref), split)
+            for documents, _ in selected_documents(config, split, selected):
                 yield tokenise(documents, config.text, keep_text=keep_text)
 
     return read
-
-
-def _selected_documents(
-    config: EmbedConfig, split: SourceSplit, selected: pa.Table
-) -> Iterator[pa.Table]:
-    offsets = selected["offset"].combine_chunks()
-    num_found = 0
-    for batch in read_documents(split, config.source, config.text):
-        documents = batch.documents
-        position = pc.index_in(documents[OFFSET_COLUMN], value_set=offsets)
-        if position.null_count:
-            chosen = position.is_valid()
-            documents, position = documents.filter(chosen), position.drop_null()
-        if not documents.num_rows:
-            continue
-        planned = selected["content_hash"].take(position)
-        if not pc.all(pc.equal(documents["content_hash"], planned)).as_py():
-            raise _changed(split)
-        num_found += documents.num_rows
-        yield documents
-    if num_found != selected.num_rows:
-        raise _changed(split)
-
-
-def _changed(split: SourceSplit) -> SourceError:
-    return SourceError(
-        f"{split.path}: the file changed while the run was reading it, so what was planned is no "
-        "longer there; nothing was committed: run again when the corpus is at rest"
-    )
 
 
 @contextlib.contextmanager
@@ -174,58 +140,6 @@ def _data_context(no_progress_timeout_s: int) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(context, name, value)
-
-
-def write_rejected_tables(
-    output_url: str, run_id: str, tables: Sequence[Any]
-) -> tuple[list[str], dict[str, int]]:
-    """Write tables of rejected rows (refs, REJECTED_SCHEMA) where they lie in the cluster.
-
-    Returns: the paths of the files, and the number of rows by code.
-    """
-    task = ray.remote(_write_rejected_table)
-    paths: list[str] = []
-    by_code: dict[str, int] = {}
-    with ray_errors():
-        for path, counts in ray.get([task.remote(output_url, run_id, ref) for ref in tables]):
-            if path is not None:
-                paths.append(path)
-            for code, count in counts.items():
-                by_code[code] = by_code.get(code, 0) + count
-    return paths, by_code
-
-
-def _write_rejected_table(
-    output_url: str, run_id: str, rows: pa.Table
-) -> tuple[str | None, dict[str, int]]:
-    if not rows.num_rows:
-        return None, {}
-    return write_rejected(open_storage(output_url), run_id, rows), count_by_code(rows)
-
-
-def rewrite_files(
-    output: OutputConfig, run_id: str, files: Sequence[DataFile], drops: Sequence[PlannedDrop]
-) -> dict[int, DataFile | None]:
-    """Copy the touched data files without the documents that leave them, a task each.
-
-    Returns: by position in `files`, the new file, or None where nothing is left of it.
-    """
-    task = ray.remote(_rewrite_file)
-    refs = [
-        task.remote(output, run_id, files[drop.file], drop.file, list(drop.dropped))
-        for drop in drops
-    ]
-    with ray_errors():
-        rewritten: list[DataFile | None] = ray.get(refs)
-    return {drop.file: file for drop, file in zip(drops, rewritten, strict=True)}
-
-
-def _rewrite_file(
-    output: OutputConfig, run_id: str, file: DataFile, number: int, dropped_refs: Sequence[Any]
-) -> DataFile | None:
-    dropped = pa.concat_tables(ray.get(list(dropped_refs)))
-    ids = dropped.filter(pc.equal(dropped["file"], number))["id"].combine_chunks()
-    return rewrite_without(open_storage(output.path), file, ids, output, run_id)
 
 
 def measure_rate(spec: WorkerSpec, allocation: Allocation, read: PlannedRead) -> float:
@@ -249,8 +163,7 @@ def _measure_rate(spec: WorkerSpec, splits: Sequence[SourceSplit], selected: pa.
     samples: list[pa.Table] = []
     num_tokens = 0
     for split in splits:
-        chosen = selected.filter(pc.equal(selected["split"], split.index))
-        for documents in _selected_documents(config, split, chosen):
+        for documents, _ in selected_documents(config, split, rows_to_embed(selected, split)):
             tokens = tokenise(documents.slice(0, MEASURED_DOCUMENTS), config.text)
             samples.append(tokens)
             num_tokens += len(tokens["tokens"].combine_chunks().flatten())

@@ -24,8 +24,8 @@ from pipeline.embed import EmbeddedBatch, Embedder, Partition
 from pipeline.records import RejectedRow
 from pipeline.rejected import count_by_code, write_rejected
 from pipeline.schema import output_schema
-from pipeline.snapshot.commit import RunRecord
 from pipeline.snapshot.metadata import DataFile
+from pipeline.snapshot.run_record import RunRecord
 from pipeline.storage import Storage, open_storage
 
 RECORD_SCHEMA = pa.schema([pa.field("record", pa.string(), nullable=False)])

@@ -22,6 +22,7 @@ RAY_MODULES = {
     "pipeline/dataset.py",
     "pipeline/plan.py",
     "pipeline/cluster.py",
+    "pipeline/finish.py",
     "pipeline/watch.py",
 }
 STORE_MODULES = {"pipeline/storage.py"}

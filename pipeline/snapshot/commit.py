@@ -4,20 +4,14 @@ A commit is one put-if-absent of `_snapshots/<number>.json`; the highest number 
 state. Of several runs that commit the same number one wins; the others read again and decide again.
 When the store gives no clear answer, the number is looked at before anything else is done, and
 nothing is ever deleted.
-
-Also here: the records under `_runs/<run>/` of what an unfinished run has already written.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import time
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 from pipeline.errors import (
     AlreadyExistsError,
@@ -29,15 +23,12 @@ from pipeline.errors import (
     StorageError,
     UnknownOutcomeError,
 )
-from pipeline.snapshot.metadata import MAX_MANIFEST_BYTES, DataFile, Snapshot
+from pipeline.snapshot.metadata import MAX_MANIFEST_BYTES, Snapshot
 from pipeline.storage import Storage
 
 SNAPSHOTS = "_snapshots"
-RUNS = "_runs"
-MAX_RECORD_BYTES = 64 << 20
 
 _MANIFEST = re.compile(rf"{SNAPSHOTS}/(\d{{8,}})\.json")
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PUT_ATTEMPTS = 4
 _COMMIT_ATTEMPTS = 50
 
@@ -194,96 +185,3 @@ class SnapshotStore:
             "'jobs.snapshots list' once the store answers; starting the run again is safe in "
             "either case"
         )
-
-
-@dataclass(frozen=True)
-class RunStart:
-    """What a run was about to do: whoever continues it must be about to do the same."""
-
-    run_id: str
-    idempotency_key: str
-    fingerprint: str
-    parent: int | None
-
-
-class RunRecord:
-    """What one run has written so far, so that nothing of it needs to be written again.
-
-    `_runs/<run>/run.json` says what the run is, `_runs/<run>/<uuid>.json` lists data files that are
-    complete. All are created once and never changed; no reader of snapshots looks at them.
-    """
-
-    def __init__(self, storage: Storage, run_id: str) -> None:
-        """Use the records of one run; nothing is read or written yet.
-
-        Raises:
-            ConfigError: the run id cannot be the name of a directory.
-        """
-        if not _RUN_ID.fullmatch(run_id):
-            raise ConfigError(
-                f"run id {run_id!r}: letters, digits, '.', '_' and '-' are allowed, at most 100"
-            )
-        self._storage = storage
-        self._directory = f"{RUNS}/{run_id}"
-
-    def start(self, start: RunStart) -> None:
-        """Record what the run is about to do.
-
-        Raises:
-            AlreadyExistsError: a run of this id has started before.
-        """
-        self._put("run.json", vars(start))
-
-    def started(self) -> RunStart | None:
-        """What `start` recorded, None if it was not called.
-
-        Raises:
-            CorruptFileError: the record is damaged.
-        """
-        path = f"{self._directory}/run.json"
-        if not self._storage.exists(path):
-            return None
-        try:
-            return RunStart(**self._read(path))
-        except TypeError as error:  # the keys are not those of RunStart
-            raise CorruptFileError(f"{self._storage.url_of(path)}: {error}") from None
-
-    def add(self, files: Sequence[DataFile]) -> str:
-        """Record complete data files; returns the path of the record."""
-        return self._put(f"{uuid.uuid4().hex}.json", {"files": [file.to_json() for file in files]})
-
-    def files(self) -> tuple[DataFile, ...]:
-        """All data files recorded so far, in no particular order.
-
-        Raises:
-            CorruptFileError: a record is damaged.
-        """
-        found: list[DataFile] = []
-        for info in self._storage.glob(f"{self._directory}/*.json"):
-            if not info.path.endswith("/run.json"):
-                values = self._read(info.path).get("files")
-                where = self._storage.url_of(info.path)
-                if not isinstance(values, list):
-                    raise CorruptFileError(f"{where}: key 'files' is missing")
-                found += [DataFile.from_json(value, where) for value in values]
-        return tuple(found)
-
-    def _put(self, name: str, values: object) -> str:
-        path = f"{self._directory}/{name}"
-        self._storage.put_if_absent(path, json.dumps(values).encode())
-        return path
-
-    def _read(self, path: str) -> dict[str, Any]:
-        data = self._storage.read_bytes(path, MAX_RECORD_BYTES)
-        try:
-            values = json.loads(data)
-        except ValueError as error:
-            raise CorruptFileError(f"{self._storage.url_of(path)}: not JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise CorruptFileError(f"{self._storage.url_of(path)}: not a JSON object")
-        return values
-
-
-def recorded_runs(storage: Storage) -> tuple[str, ...]:
-    """Ids of the runs that have left a record, sorted."""
-    return tuple(sorted({info.path.split("/")[1] for info in storage.list_files(RUNS)}))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pyarrow as pa
 
 from pipeline.config import SourceConfig
 from pipeline.errors import ConfigError, SourceError
+from pipeline.excerpt import bounded
 from pipeline.records import RejectedRow, SourceSplit
 from pipeline.sources.arrow_ipc import inspect_arrow
 from pipeline.sources.columns import Roles, agree, check_columns, did_you_mean, plain_type
@@ -59,6 +60,20 @@ class Discovery:
     def size_bytes(self) -> int:
         """Bytes of all files."""
         return sum(file.size_bytes for file in self.files)
+
+    @classmethod
+    def nothing(cls) -> Discovery:
+        """A corpus without files."""
+        return cls((), (), pa.schema([]), (), (), (), listing_hash(()))
+
+    def restricted(self, files: frozenset[str]) -> Discovery:
+        """The same corpus as if only these files (URLs) of it were there."""
+        return replace(
+            self,
+            splits=tuple(split for split in self.splits if split.path in files),
+            files=tuple(file for file in self.files if file.path in files),
+            rejected=tuple(row for row in self.rejected if row.source in files),
+        )
 
 
 def discover(source: SourceConfig) -> Discovery:
@@ -164,7 +179,7 @@ def _check_samples(source: SourceConfig, files: list[tuple[SourceFile, Inspectio
         if name not in seen:
             raise SourceError(
                 f"source.path {', '.join(source.paths)}: {roles.uses(name)} asks for {name!r}, "
-                f"which is no key in the first rows of any file; found: {', '.join(seen)}"
+                f"which is no key in the first rows of any file; found: {bounded(', '.join(seen))}"
                 f"{did_you_mean(name, seen)}"
             )
 

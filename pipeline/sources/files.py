@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pipeline.config import SourceConfig
-from pipeline.errors import SourceError
+from pipeline.errors import EmptySourceError, SourceError
 from pipeline.partitions import parse_partition
 from pipeline.sources.formats import (
     COMPRESSION_ENDINGS,
@@ -78,7 +78,7 @@ def find_files(source: SourceConfig) -> FoundFiles:
             else:
                 ignored.append(path)
         if not infos:
-            raise SourceError(
+            raise EmptySourceError(
                 f"source.path {redact_url(url)}: there is no such file, and nothing below or "
                 "matching it; mend the path"
             )

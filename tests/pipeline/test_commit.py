@@ -1,12 +1,10 @@
 """Commits: exclusive, repeatable, never lost, never guessed."""
 
-import json
 from dataclasses import replace
 
 import pytest
 
 from pipeline.errors import (
-    AlreadyExistsError,
     CommitConflictError,
     CommitUnknownError,
     ConfigError,
@@ -14,13 +12,7 @@ from pipeline.errors import (
     StorageError,
     UnknownOutcomeError,
 )
-from pipeline.snapshot.commit import (
-    RunRecord,
-    RunStart,
-    SnapshotStore,
-    manifest_path,
-    recorded_runs,
-)
+from pipeline.snapshot.commit import SnapshotStore, manifest_path
 from pipeline.snapshot.metadata import DataFile, Snapshot
 from pipeline.storage import Storage, open_storage
 from tests.pipeline.racers import COMMITS_PER_RUN, commit_several, processes
@@ -219,42 +211,3 @@ def test_a_damaged_manifest_is_named(local_store):
 
 
 FILES = [DataFile(f"data/r-{index}.parquet", 1, 1, 10, "0" * 64, {}, "a", "b") for index in "12345"]
-
-
-def test_a_run_records_its_files_and_reads_them_back(store):
-    record = RunRecord(store.storage, "run-1")
-    assert record.files() == ()
-    assert record.started() is None
-    start = RunStart("run-1", "key", "f" * 64, None)
-    record.start(start)
-    record.add(FILES[:2])
-    record.add(FILES[2:])
-    RunRecord(store.storage, "run-2").add(FILES[:1])
-    again = RunRecord(open_storage(store.url), "run-1")
-    assert sorted(again.files(), key=lambda file: file.path) == FILES
-    assert again.started() == start
-    assert recorded_runs(store.storage) == ("run-1", "run-2")
-    assert store.latest() is None
-
-
-def test_a_run_starts_once(store):
-    record = RunRecord(store.storage, "run-1")
-    record.start(RunStart("run-1", "key", "f" * 64, None))
-    with pytest.raises(AlreadyExistsError):
-        record.start(RunStart("run-1", "other", "f" * 64, None))
-
-
-@pytest.mark.parametrize("run_id", ["", "../x", "a/b", ".hidden", "x" * 200, "a b"])
-def test_a_run_id_must_be_a_name(local_store, run_id):
-    with pytest.raises(ConfigError, match="run id"):
-        RunRecord(local_store.storage, run_id)
-
-
-@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"files": [{}]}'])
-def test_a_damaged_record_is_named(local_store, content):
-    local_store.storage.put("_runs/run-1/x.json", content)
-    with pytest.raises(CorruptFileError, match=r"_runs/run-1/x\.json"):
-        RunRecord(local_store.storage, "run-1").files()
-    local_store.storage.put("_runs/run-1/run.json", json.dumps({"a": 1}).encode())
-    with pytest.raises(CorruptFileError, match=r"run\.json"):
-        RunRecord(local_store.storage, "run-1").started()
