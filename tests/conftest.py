@@ -16,7 +16,7 @@ from hypothesis import settings
 settings.register_profile("elmo", deadline=None, derandomize=True)
 settings.load_profile("elmo")
 
-pytest_plugins = ["tests.s3_servers"]
+pytest_plugins = ["tests.s3_servers", "tests.fault_proxy"]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 REQUIRE_ALL = os.environ.get("ELMO_REQUIRE_ALL", "") not in ("", "0")
