@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -86,12 +86,31 @@ class RejectedRow:
     excerpt: str | None = None
 
 
+class RejectedRows:
+    """Rejected rows as a table (REJECTED_SCHEMA); an object is made of a row only when asked for.
+
+    A broken file may reject millions of rows: what counts or stores them takes `table`.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __iter__(self) -> Iterator[RejectedRow]:
+        return (RejectedRow(**row) for row in self.table.to_pylist())
+
+
+NO_REJECTED_ROWS = RejectedRows(REJECTED_SCHEMA.empty_table())
+
+
 @dataclass(frozen=True)
 class DocumentBatch:
     """Documents of one part of a split (DOCUMENT_FIELDS and more), and the rows that are not."""
 
     documents: pa.Table
-    rejected: tuple[RejectedRow, ...] = ()
+    rejected: RejectedRows = NO_REJECTED_ROWS
 
 
 def rejected_table(rows: Sequence[RejectedRow]) -> pa.Table:

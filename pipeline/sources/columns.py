@@ -18,6 +18,7 @@ import pyarrow.types as pt
 
 from pipeline.config import SourceConfig
 from pipeline.errors import SourceError
+from pipeline.excerpt import bounded
 
 _EXTENSION_NAME = b"ARROW:extension:name"
 # Extension types that only say how to read their storage; any other may run code of its own.
@@ -81,7 +82,7 @@ def check_columns(roles: Roles, columns: FileColumns, required: Iterable[str]) -
     """
     for name in required:
         if name not in columns.types:
-            found = f"found: {', '.join(columns.types) or 'no columns'}"
+            found = f"found: {bounded(', '.join(columns.types)) or 'no columns'}"
             raise SourceError(
                 f"{columns.path}: {roles.uses(name)} asks for {name!r}, which is not there; "
                 f"{found}{did_you_mean(name, columns.types)}"
@@ -100,7 +101,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint at the known name that looks most like `name`; empty if none does."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+    return f"; did you mean {bounded(by_lower[close[0]])!r}?" if close else ""
 
 
 def _check_type(roles: Roles, path: str, name: str, found: pa.DataType) -> None:
@@ -122,7 +123,8 @@ def _check_type(roles: Roles, path: str, name: str, found: pa.DataType) -> None:
         problem = "a partition value is a string, an integer, a boolean or a date"
     if problem is not None:
         raise SourceError(
-            f"{path}: {roles.uses(name)} names {name!r}, which has type {found}: {problem}"
+            f"{path}: {roles.uses(name)} names {name!r}, which has type {bounded(str(found))}: "
+            f"{bounded(problem)}"
         )
 
 
@@ -216,9 +218,9 @@ def agree(
             if both is None:
                 first_path, first_type = decided_by[name]
                 raise SourceError(
-                    f"column {name!r} has type {first_type} in {first_path} and type {found} in "
-                    f"{path}; a column has one type: cast it in one of the files, or leave it out "
-                    "of source.carry_columns"
+                    f"column {name!r} has type {bounded(str(first_type))} in {first_path} and type "
+                    f"{bounded(str(found))} in {path}; a column has one type: cast "
+                    "it in one of the files, or leave it out of source.carry_columns"
                 )
             if not both.equals(agreed[name]):
                 decided_by[name] = (path, found)

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import SourceConfig
+from pipeline.excerpt import excerpt
 from pipeline.records import RejectedRow, SourceSplit
 from pipeline.sources.columns import FileColumns, Roles
 from pipeline.sources.compression import READ_BYTES, ByteStream, decompressed
@@ -24,7 +25,7 @@ from pipeline.sources.files import SourceFile, open_file
 from pipeline.sources.formats import compression_of, delimiter_of
 from pipeline.sources.inspection import Inspection, Unit, repeated
 from pipeline.sources.jsonl import max_line_bytes, too_long_rows
-from pipeline.sources.lines import BYTE_ORDER_MARK
+from pipeline.sources.lines import BYTE_ORDER_MARK, HEAD_BYTES
 from pipeline.sources.reasons import BadFileError, Reason
 
 QUOTE = b'"'
@@ -132,6 +133,7 @@ class _Rows:
         self._reader = self._new_reader()
         self._row_bytes = 0
         self._row_quotes = 0
+        self._row_head = b""
         self._row = 0
 
     def header(self) -> list[str]:
@@ -167,7 +169,9 @@ class _Rows:
                     rejected.append(self._reject(self._explain(error)))
                 except _RowTooLongError:
                     self._skip_row()
-                    rejected += too_long_rows(self._path, [self._row], self._limit)
+                    rejected += too_long_rows(
+                        self._path, [self._row], [self._row_head], self._limit
+                    )
                 else:
                     if len(fields) == num_fields:
                         rows.append(fields)
@@ -190,6 +194,8 @@ class _Rows:
 
     def _texts(self) -> Iterator[str]:
         for piece in self._pieces:
+            if self._row_bytes < HEAD_BYTES:
+                self._row_head += piece[:HEAD_BYTES]
             self._row_bytes += len(piece)
             self._row_quotes += piece.count(QUOTE)
             if self._row_bytes > self._limit:
@@ -198,6 +204,7 @@ class _Rows:
 
     def _start_row(self) -> None:
         self._row_bytes = self._row_quotes = 0
+        self._row_head = b""
 
     def _skip_row(self) -> None:
         """Pass over the rest of a row without holding it: up to a newline outside of quotes."""
@@ -217,16 +224,18 @@ class _Rows:
     def _never_closes(self) -> BadFileError:
         return self._bad(
             f"the quotation mark opened in row {self._row} (the first row is 0) never closes, so "
-            "the rows after it cannot be told apart"
+            "the rows after it cannot be told apart",
+            excerpt(self._row_head),
         )
 
     def _reject(self, message: str) -> RejectedRow:
         reason = Reason.BAD_CSV_ROW
-        return RejectedRow(self._path, self._row, None, reason.stage, reason.value, message)
+        shown = excerpt(self._row_head)
+        return RejectedRow(self._path, self._row, None, reason.stage, reason.value, message, shown)
 
-    def _bad(self, problem: str) -> BadFileError:
+    def _bad(self, problem: str, shown: str | None = None) -> BadFileError:
         return BadFileError(
-            Reason.CORRUPT_FILE, f"{self._path}: not a readable CSV file: {problem}"
+            Reason.CORRUPT_FILE, f"{self._path}: not a readable CSV file: {problem}", shown
         )
 
 

@@ -19,8 +19,16 @@ import pyarrow.types as pt
 from numpy.typing import NDArray
 
 from pipeline.config import SourceConfig, TextConfig
+from pipeline.excerpt import excerpt
 from pipeline.partitions import partition_problem
-from pipeline.records import DOCUMENT_FIELDS, DocumentBatch, RejectedRow, SourceSplit
+from pipeline.records import (
+    DOCUMENT_FIELDS,
+    DocumentBatch,
+    RejectedRow,
+    RejectedRows,
+    SourceSplit,
+    rejected_table,
+)
 from pipeline.sources.checks import MAX_ID_BYTES, Checks
 from pipeline.sources.columns import Roles
 from pipeline.sources.content_hash import content_hashes, derived_ids
@@ -73,14 +81,12 @@ class DocumentMaker:
 
     def batches(self, raw: RawRows) -> Iterator[DocumentBatch]:
         """Documents and rejected rows of some raw rows, in batches of bounded size."""
-        rejected = raw.rejected
+        if raw.rejected:
+            rejected = RejectedRows(rejected_table(raw.rejected))
+            yield DocumentBatch(self.schema.empty_table(), rejected)
         for first, last in self._slices(raw.table):
             part = raw.table.slice(first, last - first)
-            batch = self._batch(part, raw.offsets[first:last])
-            yield DocumentBatch(batch.documents, (*rejected, *batch.rejected))
-            rejected = ()
-        if rejected:
-            yield DocumentBatch(self.schema.empty_table(), rejected)
+            yield self._batch(part, raw.offsets[first:last])
 
     def _slices(self, table: pa.Table) -> Iterator[tuple[int, int]]:
         """Ranges of rows that are small enough; a single larger text is alone in its range."""
@@ -116,7 +122,7 @@ class DocumentMaker:
             else self._carried(table, column, checks)
             for column in self.metadata_schema
         }
-        rejected = checks.rejected_rows(self.split.path, offsets, ids)
+        rejected = RejectedRows(checks.rejected_table(self.split.path, offsets, ids))
         columns = pa.table(
             {"text": text, **metadata},
             schema=pa.schema([pa.field("text", pa.string()), *self.metadata_schema]),
@@ -145,14 +151,17 @@ class DocumentMaker:
         if name is None:
             return None
         ids = _strings(_column(table, name), name, checks)
-        checks.mark(ids.is_null(), Reason.NULL_ID, f"column {name!r} is null")
+        # A row without an id is found by its text.
+        text = _column(table, self.roles.text[0])
+        checks.mark(ids.is_null(), Reason.NULL_ID, f"column {name!r} is null", text)
         lengths = pc.fill_null(pc.binary_length(ids), 1).to_numpy(zero_copy_only=False)
-        checks.mark(lengths == 0, Reason.EMPTY_ID, f"column {name!r} is the empty string")
+        checks.mark(lengths == 0, Reason.EMPTY_ID, f"column {name!r} is the empty string", text)
         too_long = lengths > MAX_ID_BYTES
         checks.mark(
             too_long,
             Reason.ID_TOO_LONG,
             lambda row: f"the id has {lengths[row]} bytes, at most {MAX_ID_BYTES} are possible",
+            ids,
         )
         return ids
 
@@ -169,17 +178,18 @@ class DocumentMaker:
         text = parts[0]
         if len(parts) > 1:
             text = _join(parts, self.source.text_separator)
-        checks.mark(too_large, Reason.DOCUMENT_TOO_LARGE, _size_message(raw_lengths, limit))
+        first = _column(table, self.roles.text[0])
+        message = _size_message(raw_lengths, limit)
+        checks.mark(too_large, Reason.DOCUMENT_TOO_LARGE, message, first)
         checks.mark(text.is_null(), Reason.NULL_TEXT, f"{_named(self.roles.text)} null")
         text = normalise(pc.fill_null(text, ""), self.text.unicode_form)
         lengths = pc.binary_length(text).to_numpy()
         message = _size_message(lengths, limit)
-        checks.mark(lengths > limit, Reason.DOCUMENT_TOO_LARGE, message)
+        checks.mark(lengths > limit, Reason.DOCUMENT_TOO_LARGE, message, text)
         checks.mark(lengths == 0, Reason.EMPTY_TEXT, f"{_named(self.roles.text)} empty")
         blank = pc.invert(has_tokens(text, self.text))
-        checks.mark(
-            blank, Reason.NO_TOKENS, "the text has only blanks and control characters: no token"
-        )
+        only = "the text has only blanks and control characters: no token"
+        checks.mark(blank, Reason.NO_TOKENS, only, text)
         return text
 
     def _partition(self, table: pa.Table, name: str, checks: Checks) -> pa.StringArray:
@@ -197,6 +207,7 @@ class DocumentMaker:
                 bad,
                 Reason.BAD_PARTITION,
                 lambda row: f"column {name!r}: {problems[indices[row].as_py()]}",
+                values,
             )
         return values
 
@@ -218,6 +229,7 @@ class DocumentMaker:
             failed,
             Reason.WRONG_TYPE,
             f"column {target.name!r}: the value has no exact form of type {target.type}",
+            column,
         )
         return values
 
@@ -263,24 +275,38 @@ def _strings(column: pa.Array, name: str, checks: Checks) -> pa.StringArray:
     """The column as valid UTF-8; rows that are not are marked and become null."""
     if pt.is_null(column.type):
         return pa.nulls(len(column), pa.string())
-    try:
-        # Parquet and Arrow files may hold any bytes in a string column: only a look tells.
-        strings = column.cast(pa.string())
-        strings.validate(full=True)
-        return strings
-    except pa.ArrowInvalid:
-        values = [_utf8_or_none(value) for value in column.cast(pa.binary()).to_pylist()]
+    whole = _valid_strings(column)
+    if whole is not None:
+        return whole
+    values: list[str | None] = []
+    shown: list[str | None] = []
+    for value in column.cast(pa.binary()).to_pylist():
+        text, found = _decode(value)
+        values.append(text)
+        shown.append(found)
     strings = pa.array(values, pa.string())
-    broken = pc.and_(column.is_valid(), strings.is_null())
-    checks.mark(broken, Reason.NOT_UTF8, f"column {name!r} is not valid UTF-8")
+    broken = pa.array([found is not None for found in shown])
+    message = f"column {name!r} is not valid UTF-8"
+    checks.mark(broken, Reason.NOT_UTF8, message, pa.array(shown, pa.string()))
     return strings
 
 
-def _utf8_or_none(value: bytes | None) -> str | None:
+def _valid_strings(column: pa.Array) -> pa.StringArray | None:
     try:
-        return None if value is None else value.decode()
-    except UnicodeDecodeError:
+        strings = column.cast(pa.string())
+        # Parquet and Arrow files may hold any bytes in a string column: only a look tells.
+        strings.validate(full=True)
+    except pa.ArrowInvalid:
         return None
+    return strings
+
+
+def _decode(value: bytes | None) -> tuple[str | None, str | None]:
+    """The text in some bytes, or an excerpt from the place where they are none."""
+    try:
+        return (None if value is None else value.decode()), None
+    except UnicodeDecodeError as error:
+        return None, excerpt(value, error.start)
 
 
 def _join(parts: list[pa.StringArray], separator: str) -> pa.StringArray:

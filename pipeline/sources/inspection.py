@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.errors import SourceError
+from pipeline.excerpt import bounded
 from pipeline.sources.columns import FileColumns, Roles, field_refusal
 
 
@@ -46,7 +47,7 @@ def file_columns(path: str, schema: pa.Schema, roles: Roles) -> FileColumns:
             if problem is not None:
                 raise SourceError(
                     f"{path}: {roles.uses(field.name)} names {field.name!r}, which has type "
-                    f"{field.type}: {problem}"
+                    f"{bounded(str(field.type))}: {bounded(problem)}"
                 )
     return FileColumns(path, {field.name: field.type for field in schema}, repeated(schema.names))
 

@@ -5,35 +5,72 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.types as pt
 
+from pipeline.excerpt import MAX_EXCERPT_CHARS, bounded, excerpt
 from pipeline.sources.reasons import Reason
 
-# Why a row is rejected: the reason and the message.
-Problem: TypeAlias = tuple[Reason, str]
-
 _MAX_INTEGER = 1 << 63
+# Python's own limit depends on how deep in calls the reader itself is, and so on who calls it.
+MAX_NESTING = 200
 _DECODER = json.JSONDecoder()
 _KIND_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a row is rejected, and an excerpt of what was found."""
+
+    reason: Reason
+    message: str
+    excerpt: str | None = None
 
 
 def parse_line(line: bytes) -> tuple[dict[str, Any] | None, Problem | None]:
     """The object in a line, or why there is none."""
     try:
-        record = _DECODER.decode(line.decode())
+        text = line.decode()
     except UnicodeDecodeError as error:
-        return None, (Reason.NOT_UTF8, f"the line is not valid UTF-8 at its byte {error.start}")
+        message = f"the line is not valid UTF-8 at its byte {error.start}"
+        return None, Problem(Reason.NOT_UTF8, message, excerpt(line, error.start))
+    try:
+        record = _DECODER.decode(text)
     except RecursionError:
-        return None, (Reason.BAD_JSON, "the line is nested too deeply")
+        return None, _too_deep(text)
+    except json.JSONDecodeError as error:
+        message = f"the line is not JSON: {error}"
+        return None, Problem(Reason.BAD_JSON, message, excerpt(text, error.pos))
     except ValueError as error:
-        return None, (Reason.BAD_JSON, f"the line is not JSON: {error}")
+        return None, Problem(Reason.BAD_JSON, f"the line is not JSON: {error}", excerpt(text))
+    if line.count(b"[") + line.count(b"{") > MAX_NESTING and _is_deep(record):
+        return None, _too_deep(text)
     if type(record) is not dict:
-        found = type(record).__name__
-        return None, (Reason.NOT_AN_OBJECT, f"the line holds a {found}, not an object")
+        message = f"the line holds a {type(record).__name__}, not an object"
+        return None, Problem(Reason.NOT_AN_OBJECT, message, excerpt(text))
     return record, None
+
+
+def _too_deep(text: str) -> Problem:
+    message = f"the line is nested too deeply: more than {MAX_NESTING} levels"
+    return Problem(Reason.BAD_JSON, message, excerpt(text))
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            item
+            for container in level
+            if isinstance(container, (dict, list))
+            for item in (container.values() if isinstance(container, dict) else container)
+        ]
+        if not level:
+            return False
+    return any(isinstance(item, (dict, list)) for item in level)
 
 
 class _WrongTypeError(Exception):
@@ -74,14 +111,30 @@ def convert(
             if isinstance(found, str):
                 found.encode()
             converted[row] = found
-        except UnicodeEncodeError:
+        except UnicodeEncodeError as error:
             message = f"key {name!r} has a lone surrogate, which UTF-8 cannot represent"
-            problems.setdefault(row, (Reason.NOT_UTF8, message))
+            shown = excerpt(error.object, error.start)
+            problems.setdefault(row, Problem(Reason.NOT_UTF8, message, shown))
         except _WrongTypeError:
-            shown = json.dumps(value)[:60]
-            message = f"key {name!r}: expected {_described(target, convert_value)}, found {shown}"
-            problems.setdefault(row, (Reason.WRONG_TYPE, message))
+            shown = _shown(value)
+            expected = _described(target, convert_value)
+            message = f"key {name!r}: expected {expected}, found {bounded(shown, 60)}"
+            problems.setdefault(row, Problem(Reason.WRONG_TYPE, message, shown))
     return pa.array(converted, target)
+
+
+def _shown(value: Any) -> str:
+    """An excerpt of a value as JSON, without writing out more than the start of a large one."""
+    if isinstance(value, str):
+        return bounded(json.dumps(value[:MAX_EXCERPT_CHARS], ensure_ascii=False), MAX_EXCERPT_CHARS)
+    parts = []
+    length = 0
+    for part in json.JSONEncoder(ensure_ascii=False).iterencode(value):
+        parts.append(part[: MAX_EXCERPT_CHARS + 1])
+        length += len(part)
+        if length > MAX_EXCERPT_CHARS:
+            break
+    return bounded("".join(parts), MAX_EXCERPT_CHARS)
 
 
 def _described(target: pa.DataType, convert_value: Callable[[Any], Any]) -> str:

@@ -7,13 +7,16 @@ read. Of a repeated key the last value counts, as in Python's `json`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.config import SourceConfig
+from pipeline.excerpt import excerpt
 from pipeline.records import RejectedRow, SourceSplit
+from pipeline.sources.checks import MAX_ID_BYTES
 from pipeline.sources.columns import FileColumns, Roles
 from pipeline.sources.compression import decompressed
 from pipeline.sources.documents import MAX_BATCH_ROWS, RawRows
@@ -81,16 +84,20 @@ def read_jsonl(split: SourceSplit, source: SourceConfig, roles: Roles) -> Iterat
                     block.lines[first : first + MAX_BATCH_ROWS],
                     block.offsets[first : first + MAX_BATCH_ROWS],
                     [] if first else block.too_long,
+                    [] if first else block.heads,
                 )
                 yield _Parser(split, roles).rows(part, limit)
 
 
-def too_long_rows(path: str, offsets: Sequence[int], limit: int) -> list[RejectedRow]:
-    """Rejected rows for lines over the limit."""
+def too_long_rows(
+    path: str, offsets: Sequence[int], heads: Sequence[bytes], limit: int
+) -> list[RejectedRow]:
+    """Rejected rows for lines over the limit, with how each begins."""
     message = f"the line is longer than {limit} bytes, which source.max_document_bytes allows"
     reason = Reason.LINE_TOO_LONG
     return [
-        RejectedRow(path, offset, None, reason.stage, reason.value, message) for offset in offsets
+        RejectedRow(path, offset, None, reason.stage, reason.value, message, excerpt(head))
+        for offset, head in zip(offsets, heads, strict=True)
     ]
 
 
@@ -103,8 +110,9 @@ class _Parser:
         self._roles = roles
 
     def rows(self, block: LineBlock, limit: int) -> RawRows:
-        rejected = too_long_rows(self._path, block.too_long, limit)
+        rejected = too_long_rows(self._path, block.too_long, block.heads, limit)
         records: list[dict[str, Any]] = []
+        lines: list[bytes] = []
         offsets: list[int] = []
         for line, offset in zip(block.lines, block.offsets, strict=True):
             if not line or line.isspace():
@@ -115,6 +123,7 @@ class _Parser:
                 rejected.append(self._reject(offset, None, problem))
             else:
                 records.append(record)
+                lines.append(line)
                 offsets.append(offset)
         problems: dict[int, Problem] = {}
         columns = {name: self._column(name, records, problems) for name in self._roles.names}
@@ -126,14 +135,28 @@ class _Parser:
             ids = columns[self._roles.id] if self._roles.id is not None else None
             for row, problem in problems.items():
                 known = None if ids is None else ids[row].as_py()
-                rejected.append(self._reject(offsets[row], known, problem))
+                shown = (
+                    problem
+                    if problem.excerpt is not None
+                    else replace(problem, excerpt=excerpt(lines[row]))
+                )
+                rejected.append(self._reject(offsets[row], known, shown))
             table, positions = table.filter(pa.array(good)), positions[good]
         rejected.sort(key=lambda row: row.offset or 0)
         return RawRows(table, positions, tuple(rejected))
 
     def _reject(self, offset: int, known_id: str | None, problem: Problem) -> RejectedRow:
-        reason, message = problem
-        return RejectedRow(self._path, offset, known_id, reason.stage, reason.value, message)
+        reason = problem.reason
+        known_id = None if known_id is None else known_id[:MAX_ID_BYTES]
+        return RejectedRow(
+            self._path,
+            offset,
+            known_id,
+            reason.stage,
+            reason.value,
+            problem.message,
+            problem.excerpt,
+        )
 
     def _column(
         self, name: str, records: list[dict[str, Any]], problems: dict[int, Problem]
@@ -163,7 +186,7 @@ class _Parser:
         for row, record in enumerate(records):
             if not any(name in record for name in names):
                 wanted = " or ".join(map(repr, names))
-                problems.setdefault(row, (Reason.MISSING_FIELD, f"there is no key {wanted}"))
+                problems.setdefault(row, Problem(Reason.MISSING_FIELD, f"there is no key {wanted}"))
 
 
 def _sample(file: SourceFile, limit: int) -> list[dict[str, Any]]:
@@ -204,12 +227,13 @@ def _sample(file: SourceFile, limit: int) -> list[dict[str, Any]]:
 def _opens_document(line: bytes, problem: Problem) -> bool:
     """Whether the first line is that of one JSON document written over many lines."""
     start = line.strip()
-    return start == b"{" or (start.startswith(b"[") and problem[0] is Reason.BAD_JSON)
+    return start == b"{" or (start.startswith(b"[") and problem.reason is Reason.BAD_JSON)
 
 
 def _not_lines(file: SourceFile, problem: Problem) -> BadFileError:
     return BadFileError(
         Reason.CORRUPT_FILE,
-        f"{file.path}: not JSON Lines, which has one object a line: {problem[1]}. One large JSON "
-        "document is turned into lines by: jq -c '.[]' FILE",
+        f"{file.path}: not JSON Lines, which has one object a line: {problem.message}. One large "
+        "JSON document is turned into lines by: jq -c '.[]' FILE",
+        problem.excerpt,
     )

@@ -12,18 +12,27 @@ from dataclasses import dataclass, field
 from pipeline.sources.compression import READ_BYTES, ByteStream
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What is kept of a line that is too long, to show.
+HEAD_BYTES = 1024
 
 
 @dataclass
 class LineBlock:
     """Some lines in order, without their ends, and the byte offset of each one's start.
 
-    `too_long` has the offsets of lines over the limit, which are left out.
+    `too_long` has the offsets of lines over the limit, which are left out, and `heads` the first
+    bytes of each of those.
     """
 
     lines: list[bytes] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     too_long: list[int] = field(default_factory=list)
+    heads: list[bytes] = field(default_factory=list)
+
+    def add_too_long(self, offset: int, start: bytes) -> None:
+        """Note a line over the limit."""
+        self.too_long.append(offset)
+        self.heads.append(start[:HEAD_BYTES])
 
 
 def read_lines(
@@ -63,7 +72,7 @@ def read_lines(
             pending.append(data)
         num_pending = sum(map(len, pending))
         if num_pending > max_line_bytes and (end is None or position < end):
-            block.too_long.append(position)
+            block.add_too_long(position, pending[0])
             position += num_pending
             pending, skipping = [], True
         yield block
@@ -84,7 +93,7 @@ def _add_lines(
         if position == 0:
             line = line.removeprefix(BYTE_ORDER_MARK)
         if len(line) > max_line_bytes:
-            block.too_long.append(position)
+            block.add_too_long(position, line)
         else:
             block.lines.append(line[:-1] if line.endswith(b"\r") else line)
             block.offsets.append(position)

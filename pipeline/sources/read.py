@@ -6,11 +6,19 @@ pass finds again: (source, offset) names a row.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from pipeline.config import SourceConfig, TextConfig
-from pipeline.errors import MissingFileError, SourceError
-from pipeline.records import DocumentBatch, RejectedRow, SourceSplit
+from pipeline.errors import MissingFileError, SourceError, StorageError
+from pipeline.excerpt import excerpt
+from pipeline.records import (
+    DocumentBatch,
+    RejectedRow,
+    RejectedRows,
+    SourceSplit,
+    rejected_table,
+)
 from pipeline.sources.arrow_ipc import read_arrow
 from pipeline.sources.compression import READ_BYTES, decompressed
 from pipeline.sources.csv_rows import read_csv
@@ -18,6 +26,7 @@ from pipeline.sources.documents import DocumentMaker, RawRows
 from pipeline.sources.files import locate, open_file, relative_path
 from pipeline.sources.formats import compression_of
 from pipeline.sources.jsonl import read_jsonl
+from pipeline.sources.lines import HEAD_BYTES
 from pipeline.sources.parquet import read_parquet
 from pipeline.sources.reasons import BadFileError
 from pipeline.sources.text_files import read_text
@@ -56,12 +65,21 @@ def read_documents(
             raise SourceError(
                 f"{error}. To reject such files and go on, set source.on_bad_file: reject"
             ) from None
-        yield DocumentBatch(maker.schema.empty_table(), (bad_file_row(split.path, error),))
+        rejected = rejected_table([bad_file_row(split.path, error)])
+        yield DocumentBatch(maker.schema.empty_table(), RejectedRows(rejected))
 
 
 def bad_file_row(path: str, error: BadFileError) -> RejectedRow:
-    """The rejected row that stands for a file, or a part of it, that cannot be read."""
-    return RejectedRow(path, None, None, error.reason.stage, error.reason.value, str(error))
+    """The rejected row that stands for a file, or a part of it, that cannot be read.
+
+    Its excerpt is what the reader found there, or how the file begins: an error page of a web
+    server, say, under the name of a Parquet file.
+    """
+    reason, shown = error.reason, error.excerpt
+    if shown is None:
+        with contextlib.suppress(StorageError, OSError), open_file(path) as file:
+            shown = excerpt(file.read(HEAD_BYTES))
+    return RejectedRow(path, None, None, reason.stage, reason.value, str(error), shown)
 
 
 def _check_version(split: SourceSplit) -> None:

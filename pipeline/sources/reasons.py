@@ -10,6 +10,10 @@ from enum import StrEnum
 import pyarrow as pa
 
 from pipeline.errors import PipelineError
+from pipeline.excerpt import bounded
+
+# Room for the longest URL of an object store beside the message of a decoder.
+MAX_ERROR_CHARS = 3000
 
 
 class Reason(StrEnum):
@@ -81,9 +85,11 @@ class BadFileError(PipelineError):
     """A file, or a part of it, that is not what its format promises.
 
     Internal to reading: it becomes a SourceError, or a rejected row without offset when
-    `source.on_bad_file` is `reject`.
+    `source.on_bad_file` is `reject`. `excerpt` is for that row (`pipeline.excerpt`).
     """
 
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, reason: Reason, message: str, excerpt: str | None = None) -> None:
+        # Decoders quote what they did not understand, which may be anything.
+        super().__init__(bounded(message, MAX_ERROR_CHARS))
         self.reason = reason
+        self.excerpt = excerpt

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import SourceConfig
+from pipeline.excerpt import excerpt
 from pipeline.records import RejectedRow, SourceSplit
 from pipeline.sources.columns import FileColumns, Roles
 from pipeline.sources.compression import READ_BYTES, decompressed
@@ -20,7 +21,7 @@ from pipeline.sources.files import SourceFile, open_file
 from pipeline.sources.formats import compression_of
 from pipeline.sources.inspection import Inspection, Unit, byte_units
 from pipeline.sources.jsonl import max_line_bytes, too_long_rows
-from pipeline.sources.lines import BYTE_ORDER_MARK, read_lines
+from pipeline.sources.lines import BYTE_ORDER_MARK, HEAD_BYTES, read_lines
 from pipeline.sources.reasons import BadFileError, Reason
 
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -72,7 +73,7 @@ def _lines(
         file.seek(max(split.start - 1, 0))
         stream = decompressed(file, compression_of(split.path), split.path)
         for block in read_lines(stream, limit, start=split.start, end=split.end):
-            rejected = too_long_rows(split.path, block.too_long, limit)
+            rejected = too_long_rows(split.path, block.too_long, block.heads, limit)
             pairs = [
                 (line, offset)
                 for line, offset in zip(block.lines, block.offsets, strict=True)
@@ -89,11 +90,13 @@ def _file(
 ) -> Iterator[tuple[list[bytes], list[int], list[RejectedRow]]]:
     limit = source.max_document_bytes
     parts: list[bytes] = []
+    head = b""
     size = 0
     with open_file(split.path) as file:
         stream = decompressed(file, compression_of(split.path), split.path)
         while data := stream.read(READ_BYTES):
             size += len(data)
+            head = head or data[:HEAD_BYTES]
             # What is too large is read to its end all the same: it may be no valid file.
             if size <= limit + len(BYTE_ORDER_MARK):
                 parts.append(data)
@@ -103,6 +106,7 @@ def _file(
     if size > limit + len(BYTE_ORDER_MARK):
         reason = Reason.DOCUMENT_TOO_LARGE
         message = f"the file has {size} bytes, source.max_document_bytes allows {limit}"
-        yield [], [], [RejectedRow(split.path, 0, None, reason.stage, reason.value, message)]
+        row = RejectedRow(split.path, 0, None, reason.stage, reason.value, message, excerpt(head))
+        yield [], [], [row]
     else:
         yield [text], [0], []
