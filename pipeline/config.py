@@ -202,8 +202,33 @@ class RunConfig(Section):
     )
 
 
+class NightlyConfig(Section):
+    """What `jobs.nightly` does after the commit; other jobs leave it alone."""
+
+    compact_below_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="data files smaller than this are merged within their partition, when there "
+        "are at least compact_min_files of them; null merges nothing",
+    )
+    compact_min_files: int = Field(
+        16, gt=1, description="fewer small files than this are left alone"
+    )
+    keep_snapshots: int | None = Field(
+        30, gt=0, description="older snapshots are removed, tagged ones never; null removes none"
+    )
+    keep_days: float | None = Field(
+        None, ge=0, description="a snapshot stays for this many days after the next one, at least"
+    )
+    gc_older_than_hours: float | None = Field(
+        72.0,
+        ge=24,
+        description="files that no snapshot names are removed at this age; null removes none",
+    )
+
+
 class EmbedConfig(Section):
-    """The whole configuration of `jobs.embed`."""
+    """The whole configuration of `jobs.embed` and `jobs.nightly`."""
 
     source: SourceConfig
     text: TextConfig = TextConfig()
@@ -212,6 +237,7 @@ class EmbedConfig(Section):
     batch: BatchConfig = BatchConfig()
     output: OutputConfig
     run: RunConfig = RunConfig()
+    nightly: NightlyConfig = NightlyConfig()
 
     @model_validator(mode="after")
     def _columns_are_free(self) -> EmbedConfig:
