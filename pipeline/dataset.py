@@ -11,7 +11,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,11 @@ log = logging.getLogger(__name__)
 
 # Blocks of tokenised text leave a reading task at this size, so that the first actor starts early.
 BLOCK_BYTES = 16 << 20
-# A batch that kills its actor is tried this often before the run fails; Ray's default is for ever.
-MAX_RESTARTS = 3
+# So often may actors die while they load the model, as long as none has succeeded. Ray itself
+# starts an actor whose process dies again for ever, and replaces one that raised an error.
+STARTS_PER_ACTOR = 3
+STARTS_TO_SPARE = 3
+REPLACEMENTS = 2
 # The sample that a dry run embeds to measure the rate.
 MEASURED_DOCUMENTS = 200
 MEASURED_TOKENS = 5_000
@@ -86,20 +89,23 @@ class EmbedPass:
     def _embedded(self, documents: Dataset, num_blocks: int) -> Dataset:
         # More actors than blocks would load the model for nothing.
         num_actors = min(self.allocation.num_actors, num_blocks)
+        max_starts = STARTS_PER_ACTOR * num_actors + STARTS_TO_SPARE
         with warnings.catch_warnings():
             # The limits of restarts have no named parameters yet; pyproject.toml keeps Ray below
             # the version that drops this way of giving them.
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
             return documents.map_batches(
                 EmbedWorker,
-                fn_constructor_args=(self.spec,),
+                fn_constructor_args=(replace(self.spec, max_starts=max_starts),),
                 batch_size=self.documents_per_block,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(size=num_actors),
                 num_cpus=self.allocation.actor_cpus,
                 num_gpus=self.allocation.actor_gpus or None,
-                max_restarts=MAX_RESTARTS,
-                max_task_retries=MAX_RESTARTS,
+                # An actor may be killed at any time, with its node or for no reason of its own:
+                # what bounds the tries are the notes of attempts.py.
+                max_restarts=-1,
+                max_task_retries=-1,
             )
 
 
@@ -131,6 +137,7 @@ def _data_context(no_progress_timeout_s: int) -> Iterator[None]:
         "target_max_block_size": BLOCK_BYTES,
         "execution_no_progress_timeout_s": no_progress_timeout_s,
         "enable_progress_bars": False,
+        "max_consecutive_actor_init_deaths": REPLACEMENTS,
     }
     before = {name: getattr(context, name) for name in settings}
     for name, value in settings.items():

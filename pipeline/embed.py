@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.bucketing import windows
 from pipeline.errors import PipelineError
 from pipeline.records import OFFSET_COLUMN, SOURCE_COLUMN, RejectedRow
-from pipeline.token_window import TokenWindow, VectorModel
+from pipeline.token_window import PROCESS_DIED, TokenWindow, VectorModel, WindowError
 
 Partition = tuple[str | None, ...]
 
@@ -70,14 +70,19 @@ class Embedder:
     def _embed_window(self, part: pa.Table) -> Iterator[EmbeddedBatch | RejectedRow]:
         try:
             vectors = self.model.vectors(token_window(part))
-        except (PipelineError, MemoryError):
+        except PipelineError:
             raise
         except Exception as error:
             if part.num_rows == 1:
-                yield _reject(part, 0, "embed_failed", f"{type(error).__name__}: {error}")
+                if isinstance(error, WindowError):
+                    yield _reject(part, 0, error.code, str(error))
+                else:
+                    yield _reject(part, 0, "embed_failed", f"{type(error).__name__}: {error}")
                 return
             results = list(self._embed_halves(part))
-            if not any(isinstance(result, EmbeddedBatch) for result in results):
+            # The model bounds for itself how many processes may die.
+            bounded = isinstance(error, WindowError) and error.code == PROCESS_DIED
+            if not bounded and not any(isinstance(result, EmbeddedBatch) for result in results):
                 raise
             yield from results
             return

@@ -8,6 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+# Codes of rejected rows.
+PROCESS_DIED = "process_died"
+OUT_OF_MEMORY = "out_of_memory"
+
 
 @dataclass(frozen=True)
 class TokenWindow:
@@ -25,11 +29,52 @@ class TokenWindow:
 
 @dataclass
 class BatchCounts:
-    """Real and padded tokens that went through the biLM, sentence marks included."""
+    """Real and padded tokens that went through the biLM, sentence marks included.
+
+    `num_oom_splits` counts batches that did not fit into memory and were halved; `safe_tokens` is
+    the budget of padded tokens that this led to, None as long as all of them fitted.
+    """
 
     num_batches: int = 0
     real_tokens: int = 0
     padded_tokens: int = 0
+    num_oom_splits: int = 0
+    safe_tokens: int | None = None
+
+    def since(self, before: BatchCounts) -> BatchCounts:
+        """What was added after the copy `before` was made; `safe_tokens` if it was lowered."""
+        return BatchCounts(
+            num_batches=self.num_batches - before.num_batches,
+            real_tokens=self.real_tokens - before.real_tokens,
+            padded_tokens=self.padded_tokens - before.padded_tokens,
+            num_oom_splits=self.num_oom_splits - before.num_oom_splits,
+            safe_tokens=self.safe_tokens,
+        )
+
+    def add(self, other: BatchCounts) -> None:
+        """Add what another process has counted."""
+        self.num_batches += other.num_batches
+        self.real_tokens += other.real_tokens
+        self.padded_tokens += other.padded_tokens
+        self.num_oom_splits += other.num_oom_splits
+        self.safe_tokens = least(self.safe_tokens, other.safe_tokens)
+
+
+class WindowError(Exception):
+    """A window cannot be embedded because of what it holds; a smaller one may be.
+
+    A document that fails alone is rejected with this `code`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        """Keep the reason code of the rejected row beside its message."""
+        super().__init__(message)
+        self.code = code
+
+
+def least(one: int | None, other: int | None) -> int | None:
+    """The smaller of two numbers; None where both are None."""
+    return min((value for value in (one, other) if value is not None), default=None)
 
 
 class VectorModel(Protocol):

@@ -19,7 +19,7 @@ from pipeline.errors import ClusterError
 from pipeline.units import format_duration
 
 # How long a failure may stay unnoticed while other tasks of the same wait are running.
-POLL_S = 5.0
+POLL_S = 1.0
 _ACTOR_STATES = {
     "ALIVE": "alive",
     "RESTARTING": "restarting",

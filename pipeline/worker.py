@@ -3,11 +3,15 @@
 The vectors go from the model straight into files at their final names, which no reader lists; only
 the description of the files is returned, so vectors never enter Ray's object store. Writing happens
 on a thread of its own while the next window is encoded.
+
+A block whose earlier attempt died is embedded in a process of its own (`attempts.py`,
+`isolation.py`): what kills it there is found, and the actor lives on.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 import time
@@ -17,16 +21,21 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.attempts import ActorStarts, BlockAttempts, block_key
 from pipeline.backend import ModelLoader
 from pipeline.config import EmbedConfig
 from pipeline.data_files import DataFileWriter
 from pipeline.embed import EmbeddedBatch, Embedder, Partition
+from pipeline.isolation import IsolatedModel
 from pipeline.records import RejectedRow
 from pipeline.rejected import count_by_code, write_rejected
 from pipeline.schema import output_schema
 from pipeline.snapshot.metadata import DataFile
 from pipeline.snapshot.run_record import RunRecord
 from pipeline.storage import Storage, open_storage
+from pipeline.token_window import VectorModel, least
+
+log = logging.getLogger(__name__)
 
 RECORD_SCHEMA = pa.schema([pa.field("record", pa.string(), nullable=False)])
 # Windows that may wait for the writer; each holds the vectors of about batch.window_tokens tokens.
@@ -35,7 +44,13 @@ MAX_WAITING_WINDOWS = 2
 
 @dataclass(frozen=True)
 class WorkerCounts:
-    """What one call of a worker did. Times are seconds, tokens are without sentence marks."""
+    """What one call of a worker did. Times are seconds, tokens are without sentence marks.
+
+    `num_oom_splits` batches did not fit into memory, and `safe_tokens` is the least budget of
+    padded tokens that this led to (None: all fitted). `num_retries` counts earlier attempts that
+    died, `num_isolated` blocks embedded in a process of their own, `num_process_starts` such
+    processes.
+    """
 
     documents: int = 0
     sentences: int = 0
@@ -44,6 +59,11 @@ class WorkerCounts:
     split_sentences: int = 0
     real_tokens: int = 0
     padded_tokens: int = 0
+    num_oom_splits: int = 0
+    safe_tokens: int | None = None
+    num_retries: int = 0
+    num_isolated: int = 0
+    num_process_starts: int = 0
     encode_s: float = 0.0
     call_s: float = 0.0
 
@@ -53,7 +73,12 @@ class WorkerCounts:
         return 1 - self.real_tokens / self.padded_tokens if self.padded_tokens else 0.0
 
     def __add__(self, other: WorkerCounts) -> WorkerCounts:
-        return WorkerCounts(*(getattr(self, k) + getattr(other, k) for k in vars(self)))
+        sums = {
+            name: getattr(self, name) + getattr(other, name)
+            for name in vars(self)
+            if name != "safe_tokens"
+        }
+        return WorkerCounts(**sums, safe_tokens=least(self.safe_tokens, other.safe_tokens))
 
 
 @dataclass(frozen=True)
@@ -84,12 +109,16 @@ class WorkerRecord:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """Everything a worker needs, picklable: it is built anew in each actor's process."""
+    """Everything a worker needs, picklable: it is built anew in each actor's process.
+
+    `max_starts` workers of a run may die while they load the model before the run is given up.
+    """
 
     config: EmbedConfig
     run_id: str
     carried_fields: tuple[pa.Field, ...]
     load_model: ModelLoader
+    max_starts: int = 100
 
 
 class EmbedWorker:
@@ -99,16 +128,12 @@ class EmbedWorker:
         self._spec = spec
         self._config = spec.config
         self._storage = open_storage(spec.config.output.path)
+        starts = ActorStarts(self._storage, spec.run_id, spec.max_starts)
+        starts.begin()
         self._model = spec.load_model()
+        starts.succeeded()
         self._schema = output_schema(
             spec.config.vectors, self._model.dim, self._model.vector_columns, spec.carried_fields
-        )
-        self._embedder = Embedder(
-            self._model,
-            self._schema,
-            spec.config.source.partition_columns,
-            spec.config.vectors.level,
-            spec.config.batch.window_tokens,
         )
 
     def __call__(self, documents: pa.Table) -> pa.Table:
@@ -122,13 +147,70 @@ class EmbedWorker:
         return pa.table({"record": [record.to_json()]}, schema=RECORD_SCHEMA)
 
     def embed(self, documents: pa.Table) -> WorkerRecord:
-        """Embed and write one table of documents; nothing of a failed call is ever listed."""
+        """Embed and write one table of documents; nothing of a failed call is ever listed.
+
+        What is recorded is returned: if another attempt at the same documents came to its end
+        first, that is its record, and the files of this one are named nowhere.
+        """
+        attempts = BlockAttempts(self._storage, self._spec.run_id, block_key(documents))
+        number = attempts.begin()
+        if number == 1:
+            record = self._embed(documents, self._model)
+        else:
+            record = self._complete(attempts.recorded()) or self._embed_isolated(documents, number)
+        text = record.to_json()
+        recorded = self._complete(attempts.record(text), text)
+        if recorded is None:
+            # What the record of the block lists is gone: this attempt has written it anew.
+            RunRecord(self._storage, self._spec.run_id).add(record.files)
+        return recorded or record
+
+    def _complete(self, text: str | None, ours: str = "") -> WorkerRecord | None:
+        """The record, None if one of its files is not there; what we just wrote is."""
+        if text is None:
+            return None
+        record = WorkerRecord.from_json(text)
+        infos = [] if text == ours else [self._storage.info_or_none(f.path) for f in record.files]
+        sizes = [None if info is None else info.size_bytes for info in infos]
+        return record if text == ours or sizes == [f.size_bytes for f in record.files] else None
+
+    def _embed_isolated(self, documents: pa.Table, number: int) -> WorkerRecord:
+        log.warning(
+            "attempt %d at %d documents: the worker of the one before died, so they are embedded "
+            "in a process of their own",
+            number,
+            documents.num_rows,
+        )
+        timeout_s = self._config.run.no_progress_timeout_s / 2
+        model = self._model
+        # What this process holds for later batches would be missing there.
+        getattr(model, "release_memory", lambda: None)()
+        with IsolatedModel(
+            self._spec.load_model, model.dim, model.vector_columns, timeout_s
+        ) as isolated:
+            record = self._embed(documents, isolated)
+        counts = replace(
+            record.counts,
+            num_retries=number - 1,
+            num_isolated=1,
+            num_process_starts=isolated.processes.num_starts,
+        )
+        return replace(record, counts=counts)
+
+    def _embed(self, documents: pa.Table, model: VectorModel) -> WorkerRecord:
         started = time.monotonic()
-        before = replace(self._model.counts)
+        before = replace(model.counts)
+        embedder = Embedder(
+            model,
+            self._schema,
+            self._config.source.partition_columns,
+            self._config.vectors.level,
+            self._config.batch.window_tokens,
+        )
         rejected: list[RejectedRow] = []
         with _BackgroundFiles(self._storage, self._spec, self._schema) as files:
             num_documents = 0
-            for result in self._embedder.embed(documents):
+            for result in embedder.embed(documents):
                 if isinstance(result, RejectedRow):
                     rejected.append(result)
                 else:
@@ -136,9 +218,7 @@ class EmbedWorker:
                     num_documents += result.num_documents
             encode_s = time.monotonic() - started
             data_files = files.close()
-        if data_files:
-            RunRecord(self._storage, self._spec.run_id).add(data_files)
-        after = self._model.counts
+        done = model.counts.since(before)
         return WorkerRecord(
             files=data_files,
             rejected_file=write_rejected(self._storage, self._spec.run_id, rejected)
@@ -151,8 +231,10 @@ class EmbedWorker:
                 tokens=_total_length(documents, "tokens"),
                 cut_tokens=_total(documents, "num_cut_tokens"),
                 split_sentences=_total(documents, "num_split_sentences"),
-                real_tokens=after.real_tokens - before.real_tokens,
-                padded_tokens=after.padded_tokens - before.padded_tokens,
+                real_tokens=done.real_tokens,
+                padded_tokens=done.padded_tokens,
+                num_oom_splits=done.num_oom_splits,
+                safe_tokens=done.safe_tokens,
                 encode_s=encode_s,
                 call_s=time.monotonic() - started,
             ),
