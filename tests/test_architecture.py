@@ -23,6 +23,7 @@ RAY_MODULES = {
     "pipeline/plan.py",
     "pipeline/cluster.py",
     "pipeline/finish.py",
+    "pipeline/maintenance.py",
     "pipeline/watch.py",
 }
 STORE_MODULES = {"pipeline/storage.py"}

@@ -1,22 +1,21 @@
 """What changed between two snapshots, by document id and content hash. Changes nothing.
 
 Files that both snapshots name hold the same documents; only the others are read, and of them only
-two columns. Memory holds the ids of those files.
+two columns. Memory holds about a million ids (`max_rows`); more wait on the local disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data_files import document_mask, read_batches, verified_file
-from pipeline.snapshot.metadata import DataFile, Snapshot
+from pipeline.snapshot.buckets import MAX_ROWS_IN_MEMORY
+from pipeline.snapshot.documents import document_pairs
+from pipeline.snapshot.metadata import Snapshot
 from pipeline.storage import Storage
-
-_SCHEMA = pa.schema([("id", pa.string()), ("content_hash", pa.binary(16))])
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,12 @@ class SnapshotDiff:
 
 
 def compare_snapshots(
-    storage: Storage, old: Snapshot, new: Snapshot, *, num_ids: int = 10
+    storage: Storage,
+    old: Snapshot,
+    new: Snapshot,
+    *,
+    num_ids: int = 10,
+    max_rows: int = MAX_ROWS_IN_MEMORY,
 ) -> SnapshotDiff:
     """Compare two snapshots of one directory.
 
@@ -57,27 +61,28 @@ def compare_snapshots(
         old: the one to start from.
         new: the other one.
         num_ids: how many ids to name of each kind.
+        max_rows: documents in memory at once, about.
 
     Raises:
         CorruptFileError: a file that only one of them names is damaged.
         StorageError: the store failed.
     """
     old_paths, new_paths = ({file.path for file in item.files} for item in (old, new))
-    gone = _documents(storage, [file for file in old.files if file.path not in new_paths])
-    come = _documents(storage, [file for file in new.files if file.path not in old_paths])
-    position = pc.index_in(come["id"], value_set=gone["id"].combine_chunks())
-    is_new = pc.is_null(position)
-    same = pc.equal(come["content_hash"], gone["content_hash"].take(position))
-    is_changed = pc.invert(pc.fill_null(same, True))
-    is_gone = pc.invert(pc.is_in(gone["id"], value_set=come["id"].combine_chunks()))
-    added, changed = come["id"].filter(is_new), come["id"].filter(is_changed)
+    added, changed, deleted = (_IdCollector(num_ids) for _ in range(3))
+    with document_pairs(storage, old, new, max_rows=max_rows) as pairs:
+        for table in pairs:
+            is_old, is_new = table["old_file"].is_valid(), table["new_file"].is_valid()
+            differs = pc.invert(table["same_content"])
+            added.add(table["id"].filter(pc.invert(is_old)))
+            deleted.add(table["id"].filter(pc.invert(is_new)))
+            changed.add(table["id"].filter(pc.and_(pc.and_(is_old, is_new), differs)))
     return SnapshotDiff(
         old=old.number,
         new=new.number,
-        added=_id_set(added, num_ids),
-        changed=_id_set(changed, num_ids),
-        deleted=_id_set(gone["id"].filter(is_gone), num_ids),
-        num_unchanged=new.num_documents - len(added) - len(changed),
+        added=added.found(),
+        changed=changed.found(),
+        deleted=deleted.found(),
+        num_unchanged=new.num_documents - added.count - changed.count,
         same_fingerprint=old.fingerprint == new.fingerprint,
         same_schema=old.schema.equals(new.schema),
         added_files=tuple(sorted(new_paths - old_paths)),
@@ -85,19 +90,20 @@ def compare_snapshots(
     )
 
 
-def _documents(storage: Storage, files: Sequence[DataFile]) -> pa.Table:
-    batches = [pa.RecordBatch.from_pylist([], schema=_SCHEMA)]
-    for file in files:
-        previous: str | None = None
-        with verified_file(storage, file) as source:
-            for batch in read_batches(source, file.path, _SCHEMA.names):
-                if batch.num_rows:
-                    firsts = batch.filter(document_mask(batch.column("id"), previous))
-                    batches.append(firsts.cast(_SCHEMA))
-                    previous = batch.column("id")[-1].as_py()
-    return pa.Table.from_batches(batches)
+class _IdCollector:
+    """Counts ids and keeps the first few in order."""
 
+    def __init__(self, num_ids: int) -> None:
+        self.count = 0
+        self._num_ids = num_ids
+        self._first: list[str] = []
 
-def _id_set(ids: pa.ChunkedArray, num_ids: int) -> IdSet:
-    smallest = pc.select_k_unstable(ids, num_ids, [("ids", "ascending")]) if num_ids else []
-    return IdSet(len(ids), tuple(ids.take(smallest).to_pylist()) if num_ids else ())
+    def add(self, ids: pa.ChunkedArray) -> None:
+        self.count += len(ids)
+        if self._num_ids and len(ids):
+            smallest = pc.select_k_unstable(ids, self._num_ids, [("ids", "ascending")])
+            few = [*self._first, *ids.take(smallest).to_pylist()]
+            self._first = heapq.nsmallest(self._num_ids, few)
+
+    def found(self) -> IdSet:
+        return IdSet(self.count, tuple(self._first))
