@@ -34,7 +34,13 @@ def decode(data: bytes | memoryview) -> Struct:
         ValueError: a type that Parquet does not use.
         IndexError: the data end too soon.
     """
-    return _Decoder(data).struct()
+    return decode_at(data, 0)[0]
+
+
+def decode_at(data: bytes | memoryview, start: int) -> tuple[Struct, int]:
+    """Read one struct from byte `start` on; returns it and the byte after. Raises as `decode`."""
+    decoder = _Decoder(data, start)
+    return decoder.struct(), decoder.at
 
 
 def encode(values: Struct) -> bytes:
@@ -97,9 +103,9 @@ def _zigzag(number: int) -> int:
 
 
 class _Decoder:
-    def __init__(self, data: bytes | memoryview) -> None:
+    def __init__(self, data: bytes | memoryview, start: int) -> None:
         self._data = data
-        self._at = 0
+        self.at = start
 
     def struct(self) -> Struct:
         values: Struct = {}
@@ -131,12 +137,12 @@ class _Decoder:
         raise ValueError(f"Thrift type {kind} is not used in Parquet")
 
     def _byte(self) -> int:
-        self._at += 1
-        return self._data[self._at - 1]
+        self.at += 1
+        return self._data[self.at - 1]
 
     def _bytes(self, length: int) -> bytes:
-        self._at += length
-        return bytes(self._data[self._at - length : self._at])
+        self.at += length
+        return bytes(self._data[self.at - length : self.at])
 
     def _varint(self) -> int:
         number = shift = 0
@@ -146,6 +152,8 @@ class _Decoder:
             if byte < 0x80:
                 return number
             shift += 7
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
 
     def _integer(self) -> int:
         number = self._varint()
