@@ -1,8 +1,8 @@
 """Plain bytes from compressed files, in bounded memory. Knows no format of what is inside.
 
-Every read gives at most what was asked for, however far the data expands; concatenated members of
-one file are read one after the other. A file that ends in the middle, or whose check sum is wrong,
-is a bad file and never a short one.
+Every read gives at most what was asked for, however far the data expands, and data that expand out
+of all proportion are a bad file; concatenated members of one file are read one after the other. A
+file that ends in the middle, or whose check sum is wrong, is a bad file and never a short one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
+from pipeline.sources.expansion import Expansion
 from pipeline.sources.formats import Compression
 from pipeline.sources.reasons import BadFileError, Reason, is_of_the_system
 
@@ -40,8 +41,22 @@ def decompressed(file: BinaryIO, compression: Compression | None, where: str) ->
     if compression is None:
         return file
     if compression == "xz":
-        return _XzStream(file, where)
-    return _ArrowStream(file, compression, where)
+        return _Counted(_XzStream(file, where), file, where)
+    return _Counted(_ArrowStream(file, compression, where), file, where)
+
+
+class _Counted:
+    """Sees that what comes out stays in proportion to what was read of the file."""
+
+    def __init__(self, stream: ByteStream, file: BinaryIO, where: str) -> None:
+        self._stream = stream
+        self._file = file
+        self._expansion = Expansion(where)
+
+    def read(self, size: int, /) -> bytes:
+        data = self._stream.read(size)
+        self._expansion.add(len(data), self._file.tell())
+        return data
 
 
 class _ArrowStream:
