@@ -1,22 +1,26 @@
 """Arrow IPC: files with random access (also Feather 2) and streams.
 
 A file's record batches are read one by one. What a file says of its buffers is checked before it is
-used, so a hostile one is a bad file and no crash.
+used, and what they expand to before they are, so a hostile one is a bad file and no crash.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.records import SourceSplit
+from pipeline.sources.arrow_layout import batch_rows, check_file, check_stream
 from pipeline.sources.columns import Roles
 from pipeline.sources.documents import RawRows
+from pipeline.sources.expansion import Expansion, slices
 from pipeline.sources.files import SourceFile, locate
 from pipeline.sources.inspection import Inspection, Unit, check_buffers, file_columns
 from pipeline.sources.reasons import (
@@ -40,14 +44,18 @@ def inspect_arrow(file: SourceFile, roles: Roles, split_bytes: int) -> Inspectio
         BadFileError: not an Arrow file or stream.
         SourceError: Feather version 1, which is another format.
     """
-    with _open(file.path) as (reader, is_file):
+    with _open(file.path) as opened:
+        reader = opened.reader
         columns = file_columns(file.path, reader.schema, roles)
-        if not is_file:
+        if not opened.is_file:
             return Inspection(columns, (Unit(0, None, file.size_bytes),))
         num_batches = reader.num_record_batches
         num_units = max(1, min(num_batches, -(-file.size_bytes // split_bytes)))
         edges = [num_batches * number // num_units for number in range(num_units + 1)]
-        rows = _rows_per_batch(file.path, num_batches) if num_units > 1 else [0] * num_batches
+        # The footer has no row counts: each batch says its own.
+        rows = [0] * num_batches
+        if num_units > 1:
+            rows = batch_rows(file.path, opened.file, opened.size_bytes)
     first_rows = np.cumsum([0, *rows])
     size = file.size_bytes // num_units
     return Inspection(
@@ -64,36 +72,43 @@ def read_arrow(split: SourceSplit, roles: Roles) -> Iterator[RawRows]:
     """Rows of the split's record batches.
 
     Raises:
-        BadFileError: they cannot be decoded.
+        BadFileError: they cannot be decoded, or expand out of all proportion.
     """
-    with _open(split.path) as (reader, is_file):
-        if is_file:
+    with _open(split.path) as opened:
+        reader, expansion = opened.reader, Expansion(split.path)
+        if opened.is_file:
+            check_file(split.path, opened.file, opened.size_bytes, split.start, split.end)
             last = reader.num_record_batches if split.end is None else split.end
             batches = (reader.get_batch(number) for number in range(split.start, last))
         else:
+            check_stream(split.path, opened.file, opened.size_bytes)
             batches = iter(reader)
         first_row = split.first_row
         names = [name for name in roles.names if name in reader.schema.names]
         for batch in batches:
             needed = batch.select(names)
             check_buffers(needed)
-            offsets = np.arange(first_row, first_row + batch.num_rows)
-            yield RawRows(pa.Table.from_batches([needed]), offsets)
-            first_row += batch.num_rows
+            for part, num_bytes in slices(needed):
+                expansion.add(num_bytes, opened.size_bytes)
+                offsets = np.arange(first_row, first_row + part.num_rows)
+                yield RawRows(pa.Table.from_batches([part]), offsets)
+                first_row += part.num_rows
 
 
-def _rows_per_batch(path: str, num_batches: int) -> list[int]:
-    # The footer has no row counts: one column of each batch is enough to see them.
-    options = pa.ipc.IpcReadOptions(included_fields=[0], use_threads=False)
-    with _open(path, options) as (reader, _):
-        return [reader.get_batch(number).num_rows for number in range(num_batches)]
+@dataclass(frozen=True)
+class _Opened:
+    """An open file: Arrow's reader, whether it gives random access, and the bytes themselves."""
+
+    reader: Any
+    is_file: bool
+    file: BinaryIO
+    size_bytes: int
 
 
 @contextmanager
-def _open(path: str, options: pa.ipc.IpcReadOptions | None = None) -> Iterator[tuple[Any, bool]]:
-    """A reader of the file, and whether it gives random access."""
+def _open(path: str) -> Iterator[_Opened]:
     storage, name = locate(path)
-    with storage.open_input(name) as file:
+    with storage.open_input(name) as file, storage.open_input(name) as bytes_of_file:
         head = file.read(len(FILE_MAGIC))
         file.seek(0)
         if head.startswith(FEATHER_1_MAGIC):
@@ -104,10 +119,9 @@ def _open(path: str, options: pa.ipc.IpcReadOptions | None = None) -> Iterator[t
         is_file = head == FILE_MAGIC
         try:
             source = pa.memory_map(path) if storage.is_local else pa.PythonFile(file, "r")
-            if is_file:
-                yield pa.ipc.open_file(source, options=options), True
-            else:
-                yield pa.ipc.open_stream(source, options=options), False
+            reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            size_bytes = bytes_of_file.seek(0, io.SEEK_END)
+            yield _Opened(reader, is_file, bytes_of_file, size_bytes)
         except DECODING_ERRORS as error:
             if is_of_the_system(error):
                 raise
