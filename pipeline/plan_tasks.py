@@ -25,8 +25,9 @@ from pipeline.compare import (
 from pipeline.config import EmbedConfig
 from pipeline.embed import Partition
 from pipeline.errors import CorruptFileError, PipelineError
+from pipeline.excerpt import MAX_MESSAGE_CHARS
 from pipeline.known import read_known
-from pipeline.records import REJECTED_SCHEMA, RejectedRow, SourceSplit, rejected_table
+from pipeline.records import REJECTED_SCHEMA, SourceSplit
 from pipeline.snapshot.metadata import DataFile
 from pipeline.sources.read import read_documents
 from pipeline.storage import Storage, open_storage
@@ -107,12 +108,12 @@ def index_group(
     """
     counts = CorpusCounts()
     tables: list[pa.Table] = []
-    rejected: list[RejectedRow] = []
+    rejected = [REJECTED_SCHEMA.empty_table()]
     for split in splits:
         sampled = False
         for batch in read_documents(split, config.source, config.text):
             documents = batch.documents
-            rejected.extend(batch.rejected)
+            rejected.append(batch.rejected.table)
             if documents.num_rows and not sampled:
                 _sample(documents.slice(0, SAMPLED_DOCUMENTS), config, counts)
                 sampled = True
@@ -123,10 +124,11 @@ def index_group(
             columns = [documents["id"], documents["content_hash"], split_column]
             columns.append(documents["_offset"])
             tables.append(pa.table(columns, schema=INDEX_SCHEMA))
-    counts.rejected = len(rejected)
-    counts.bad_files = sum(row.offset is None for row in rejected)
+    rejected_rows = pa.concat_tables(rejected)
+    counts.rejected = rejected_rows.num_rows
+    counts.bad_files = rejected_rows["offset"].null_count
     index = pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table()
-    return (*split_by_bucket(index, num_buckets), counts, rejected_table(rejected))
+    return (*split_by_bucket(index, num_buckets), counts, rejected_rows)
 
 
 def _sample(documents: pa.Table, config: EmbedConfig, counts: CorpusCounts) -> None:
@@ -205,7 +207,7 @@ def compare_bucket(task: CompareTask, *tables: pa.Table) -> tuple[Any, ...]:
         *selected,
         *dropped,
         result.operations,
-        _duplicate_rows(result.duplicates, task.splits, task.duplicate_code),
+        _duplicate_rows(result.duplicates, corpus, task),
         _summary(result, selected),
     )
 
@@ -260,21 +262,33 @@ def _copy_rows(table: pa.Table, first: int, last: int) -> pa.Table:
     return table.take(pa.array(np.arange(first, last)))
 
 
-def _duplicate_rows(duplicates: pa.Table, splits: Sequence[SourceSplit], code: str) -> pa.Table:
-    same = "id" if code == "duplicate_id" else "text"
-    path_of_split = {split.index: split.path for split in splits}
-    if not duplicates.num_rows:
+def _duplicate_rows(duplicates: pa.Table, corpus: pa.Table, task: CompareTask) -> pa.Table:
+    num_rows = duplicates.num_rows
+    if not num_rows:
         return REJECTED_SCHEMA.empty_table()
-    return rejected_table(
+    # Of equal values the index is that of the first, which is the row that is kept.
+    kept = corpus.take(pc.index_in(duplicates["id"], value_set=corpus["id"].combine_chunks()))
+    numbers = pa.array([split.index for split in task.splits], pa.int32())
+    paths = pa.array([split.path for split in task.splits], pa.string())
+    kept_source = paths.take(pc.index_in(kept["split"], value_set=numbers))
+    same = "id" if task.duplicate_code == "duplicate_id" else "text"
+    messages = pc.binary_join_element_wise(
+        f"an earlier row of the corpus has the same {same}; that one is kept: offset ",
+        kept["offset"].cast(pa.string()),
+        " of ",
+        kept_source,
+        "",
+    )
+    return pa.table(
         [
-            RejectedRow(
-                source=path_of_split[row["split"]],
-                offset=row["offset"],
-                id=row["id"],
-                stage="plan",
-                code=code,
-                message=f"an earlier row of the corpus has the same {same}; that one is kept",
-            )
-            for row in duplicates.to_pylist()
-        ]
+            paths.take(pc.index_in(duplicates["split"], value_set=numbers)),
+            duplicates["offset"],
+            duplicates["id"],
+            pa.repeat(pa.scalar("plan"), num_rows),
+            pa.repeat(pa.scalar(task.duplicate_code), num_rows),
+            pc.utf8_slice_codeunits(messages, 0, MAX_MESSAGE_CHARS),
+            pa.nulls(num_rows, pa.string()),
+            kept_source,
+        ],
+        schema=REJECTED_SCHEMA,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.excerpt import bounded, excerpt, printable
+from pipeline.excerpt import bounded, excerpt
 
 SOURCE_COLUMN = "_source"
 OFFSET_COLUMN = "_offset"
@@ -41,6 +41,7 @@ REJECTED_SCHEMA = pa.schema(
         pa.field("code", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
         pa.field("excerpt", pa.string()),
+        pa.field("kept_source", pa.string()),
     ]
 )
 
@@ -75,6 +76,7 @@ class RejectedRow:
     `offset` is the row number (parquet, arrow, csv) or byte offset (jsonl, text) in `source`, None
     for a whole file. `stage` is read, parse, validate, plan, tokenise or embed. `excerpt` shows
     what was found (`pipeline.excerpt.excerpt` makes it), None where there is nothing to show.
+    `kept_source` is set on duplicates: the file with the row that is kept.
     """
 
     source: str
@@ -84,6 +86,7 @@ class RejectedRow:
     code: str
     message: str
     excerpt: str | None = None
+    kept_source: str | None = None
 
 
 class RejectedRows:
@@ -116,16 +119,17 @@ class DocumentBatch:
 def rejected_table(rows: Sequence[RejectedRow]) -> pa.Table:
     """Rejected rows as a table of `REJECTED_SCHEMA`, in the given order.
 
-    Messages and excerpts that are too long are cut, and what UTF-8 cannot hold is escaped: they may
+    Messages and excerpts that are too long are cut, and what cannot be printed is escaped: they may
     quote anything that was found in the input.
     """
     columns = {
-        "source": [printable(row.source) for row in rows],
+        "source": [row.source for row in rows],
         "offset": [row.offset for row in rows],
         "id": [row.id for row in rows],
         "stage": [row.stage for row in rows],
         "code": [row.code for row in rows],
         "message": [bounded(row.message) for row in rows],
         "excerpt": [excerpt(row.excerpt) for row in rows],
+        "kept_source": [row.kept_source for row in rows],
     }
     return pa.table(columns, schema=REJECTED_SCHEMA)

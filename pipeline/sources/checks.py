@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 from numpy.typing import NDArray
 
-from pipeline.excerpt import MAX_EXCERPT_CHARS, bounded, excerpt, printable
+from pipeline.excerpt import MAX_EXCERPT_CHARS, bounded, excerpt
 from pipeline.records import REJECTED_SCHEMA
 from pipeline.sources.reasons import Reason
 
@@ -87,13 +87,14 @@ class Checks:
             known = pc.utf8_slice_codeunits(ids.take(pa.array(rows)), 0, MAX_ID_BYTES)
         return pa.table(
             [
-                pa.repeat(pa.scalar(printable(path), pa.string()), len(rows)),
+                pa.repeat(pa.scalar(path, pa.string()), len(rows)),
                 pa.array(offsets[rows]),
                 known,
                 pa.array([reason.stage for reason in reasons], pa.string()),
                 pa.array([reason.value for reason in reasons], pa.string()),
                 pa.array(messages, pa.string()),
                 pa.array(excerpts, pa.string()),
+                pa.nulls(len(rows), pa.string()),
             ],
             schema=REJECTED_SCHEMA,
         )
