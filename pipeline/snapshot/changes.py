@@ -146,6 +146,9 @@ def read_changes(
         return _everything(store.storage, store.load(new))
     if not 0 < old <= new:
         raise ConfigError(f"{store.url}: there is no way from snapshot {old} back to {new}")
+    after = store.load(new)
+    if old == new:
+        return iter([CHANGE_SCHEMA.empty_table()])
     numbers = store.numbers()
     missing = sorted(set(range(old + 1, new)) - set(numbers))
     if missing:
@@ -153,15 +156,12 @@ def read_changes(
             f"{store.url}: the way from snapshot {old} to {new} has a gap: {missing[0]} has "
             f"expired. {_ADVICE}"
         )
-    steps = [store.load(number) for number in range(old + 1, new)]
-    steps.append(store.load(new))
+    steps = [*(store.load(number) for number in range(old + 1, new)), after]
     for step in steps:
-        if step.changes is None and old != new:
+        if step.changes is None:
             raise MissingChangesError(
                 f"{store.url}: snapshot {step.number} recorded no change feed. {_ADVICE}"
             )
-    if old == new:
-        return iter([CHANGE_SCHEMA.empty_table()])
     before = store.load(old) if old in numbers else None
     return _composed(store.storage, before, steps, max_rows)
 
