@@ -204,7 +204,9 @@ def prepare(
         idempotency_key=_idempotency_key(config, discovery, encoder, only_files),
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}",
     )
-    if parent is not None and parent.idempotency_key == prepared.idempotency_key:
+    # A replay is never a repeat: what failed may succeed now, though the input is the same.
+    is_same = parent is not None and parent.idempotency_key == prepared.idempotency_key
+    if is_same and only_files is None:
         return prepared
     cluster.connect()
     allocation = cluster.allocate(config.run, cluster.nodes())
