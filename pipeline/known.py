@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from pipeline.compare import distinct_runs
+from pipeline.errors import CorruptFileError
 from pipeline.storage import Storage
 
 _COLUMNS = ["id", "content_hash"]
@@ -26,7 +27,18 @@ def read_known(storage: Storage, path: str) -> pa.Table:
     Args:
         storage: the snapshot's storage.
         path: path of the data file as the manifest names it.
+
+    Raises:
+        CorruptFileError: it is not a data file.
+        StorageError: the store failed.
     """
+    try:
+        return _read_known(storage, path)
+    except (pa.ArrowException, KeyError) as error:
+        raise CorruptFileError(f"{storage.url_of(path)}: cannot be read: {error}") from None
+
+
+def _read_known(storage: Storage, path: str) -> pa.Table:
     kind = "parquet" if path.endswith(".parquet") else "ipc"
     dataset = pads.dataset([path], format=kind, filesystem=storage.as_arrow_filesystem())
     tables = [_SCHEMA.empty_table()]

@@ -457,7 +457,7 @@ def table_schema(
 def _embed(
     prepared: PreparedRun, plan: Plan, allocation: Allocation, progress: ProgressCallback | None
 ) -> list[WorkerRecord]:
-    if not plan.reads:
+    if not plan.num_selected:
         return []
     embed_pass = dataset.EmbedPass(worker_spec(prepared), allocation, documents_per_task(prepared))
     records: list[WorkerRecord] = []
