@@ -51,7 +51,7 @@ class TooManyRejectsError(SourceError):
 
 
 class StorageError(PipelineError):
-    """The store failed after the retries of its client; the same call may succeed later."""
+    """The store failed in all attempts; the same call may succeed later."""
 
     exit_code = 4
 

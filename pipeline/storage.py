@@ -1,9 +1,10 @@
 """Files in object stores and on disk: list, read, write, put-if-absent. Knows no snapshots.
 
-The only module that imports fsspec or s3fs. A `Storage` is a directory of a store, given by URL;
-all its paths are relative to it and cannot leave it. Listings are never cached, so a file is seen
-as soon as it is committed. Errors of all stores come out as those of `pipeline.errors`, with the
-object's URL and without credentials.
+The only module that imports fsspec, and s3fs by way of `s3_filesystem`. A `Storage` is a directory
+of a store, given by URL; all its paths are relative to it and cannot leave it. Listings are never
+cached, so a file is seen as soon as it is committed. Errors of all stores come out as those of
+`pipeline.errors`, with the object's URL and without credentials. What fails in passing is tried
+again within the limits of `storage_retry`; a read never ends before the object does.
 
 Guarantees of the writing calls, which the snapshot protocol rests on:
     put_if_absent   the whole content or nothing, and only one of several concurrent calls succeeds;
@@ -13,13 +14,13 @@ Guarantees of the writing calls, which the snapshot protocol rests on:
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
 import threading
-import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -34,9 +35,12 @@ from pipeline.errors import (
     ConfigError,
     MissingFileError,
     StorageError,
+    UnknownOutcomeError,
     UnsafeStoreError,
 )
+from pipeline.storage_arrow import ReadingHandler
 from pipeline.storage_errors import error_code, reporting
+from pipeline.storage_retry import ENVIRONMENT_PREFIX, RetryPolicy
 from pipeline.storage_urls import (
     GLOB_CHARACTERS,
     MAX_PATH_BYTES,
@@ -69,24 +73,13 @@ __all__ = [
     "split_pattern",
 ]
 
-READ_BLOCK_BYTES = 8 << 20
 UPLOAD_PART_BYTES = 16 << 20
 PROBE_WRITERS = 8
 
 _ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
-_CONFLICT_ATTEMPTS = 6
-_S3_OPTIONS: Mapping[str, Any] = {
-    "default_block_size": READ_BLOCK_BYTES,
-    "default_cache_type": "readahead",
-}
-_S3_CLIENT: Mapping[str, Any] = {
-    "retries": {"mode": "standard", "max_attempts": 3},
-    "connect_timeout": 10,
-    "read_timeout": 60,
-    "max_pool_connections": 32,
-}
 _memory_lock = threading.Lock()
 _filesystems: dict[tuple[Any, ...], Any] = {}
+_filesystems_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -141,7 +134,7 @@ class Storage:
     """A directory of an object store or a disk, made by `open_storage`; safe to share and pickle.
 
     Every method raises ConfigError (no credentials, access denied, no such bucket, a path that
-    would leave the storage), StorageError (the store failed after the client's retries) and, where
+    would leave the storage), StorageError (the store failed in all attempts) and, where
     a file is asked for that is not there, MissingFileError.
     """
 
@@ -240,8 +233,9 @@ class Storage:
             if self._scheme == "memory":
                 # The store hands out its one object per file, position included: copy.
                 return io.BytesIO(self._filesystem.cat_file(self._full(path)))
-            raw = self._filesystem.open(self._full(path), "rb")
-        return io.BufferedReader(RemoteInput(raw, self._reporter(path)), buffer_size=1 << 20)
+            fetch, size_bytes = self._ranges(path)
+        source = RemoteInput(fetch, size_bytes, self._reporter(path))
+        return io.BufferedReader(source, buffer_size=1 << 20)
 
     def read_bytes(self, path: str, max_bytes: int) -> bytes:
         """The whole content of a small file.
@@ -258,14 +252,23 @@ class Storage:
     def put_if_absent(self, path: str, data: bytes) -> None:
         """Create a file with this content, unless there is one.
 
+        A file that holds exactly this content counts as created by this call: a request whose
+        answer was lost is sent again and then meets what it wrote. Whoever must know that no other
+        call was first writes content of its own, such as the name of its run.
+
         Raises:
-            AlreadyExistsError: there is one. It may hold this content: a retry inside the client
-                meets what its own first try wrote.
+            AlreadyExistsError: there is one with other content.
             UnknownOutcomeError: the store gave no clear answer; look before acting.
             UnsafeStoreError: the local file system cannot do this.
         """
         self._check_file(path)
-        full = self._full(path)
+        try:
+            self._create(path, self._full(path), data)
+        except AlreadyExistsError:
+            if not self._holds(path, data):
+                raise
+
+    def _create(self, path: str, full: str, data: bytes) -> None:
         if self.is_local:
             with self._reporting("create", path), durable_temporary(full, data) as temporary:
                 link(temporary, full)
@@ -278,8 +281,28 @@ class Storage:
                     if self._filesystem.isfile(full):
                         raise FileExistsError(full)
                     self._filesystem.pipe_file(full, data)
-            else:
-                self._create_object(full, data)
+                return
+            # One request and never a multipart upload: some servers ignore the condition there.
+            options = {"chunksize": max(len(data), 1)} if self._scheme == "s3" else {}
+            self._filesystem.pipe_file(full, data, mode="create", **options)
+
+    def _holds(self, path: str, data: bytes) -> bool:
+        """Whether a file has just this content.
+
+        Raises:
+            UnknownOutcomeError: that cannot be found out.
+        """
+        try:
+            if self.size_bytes(path) != len(data):
+                return False
+            return self.read_bytes(path, len(data)) == data
+        except MissingFileError:
+            return False
+        except (StorageError, ConfigError) as error:
+            raise UnknownOutcomeError(
+                f"{self._where(path)}: there is a file, and it is not known whether this call "
+                f"created it: {error}"
+            ) from error
 
     def put(self, path: str, data: bytes) -> None:
         """Write a small file, replacing what is there.
@@ -321,7 +344,7 @@ class Storage:
             if self._scheme == "memory":
                 return BufferedOutput(partial(self.put, path))
             raw = self._filesystem.open(self._full(path), "wb", block_size=UPLOAD_PART_BYTES)
-        return UploadOutput(raw, self._reporter(path))
+        return UploadOutput(raw, partial(self._stored_bytes, path), self._reporter(path))
 
     def delete(self, path: str) -> None:
         """Remove a file; one that is not there is no error."""
@@ -339,8 +362,35 @@ class Storage:
         """The same directory for pyarrow, with the same credentials and relative paths."""
         if self.is_local:
             return pafs.SubTreeFileSystem(self._root, pafs.LocalFileSystem())
-        base = pafs.PyFileSystem(pafs.FSSpecHandler(self._filesystem))
-        return pafs.SubTreeFileSystem(self._full(""), base)
+        handler = ReadingHandler(self._filesystem, self._open_full, self._reporting_full)
+        return pafs.SubTreeFileSystem(self._full(""), pafs.PyFileSystem(handler))
+
+    def _open_full(self, full: str) -> BinaryIO:
+        return self.open_input(self._relative(full))
+
+    def _reporting_full(self, full: str) -> AbstractContextManager[None]:
+        return self._reporting("look at", self._relative(full))
+
+    def _relative(self, full: str) -> str:
+        return full.strip("/").removeprefix(self._full("").strip("/")).strip("/")
+
+    def _ranges(self, path: str) -> tuple[Callable[[int, int], bytes], int]:
+        """What reads bytes [start, end) of an object, and the object's size."""
+        full = self._full(path)
+        if self._scheme == "s3":
+            entry = self._filesystem.info(full)
+            if entry["type"] != "file":
+                raise IsADirectoryError(errno.EISDIR, "this is a directory, not a file", full)
+            read_range = self._filesystem.read_range
+            return lambda a, b: read_range(full, a, b, entry["ETag"]), int(entry["size"])
+        raw = self._filesystem.open(full, "rb")
+
+        def fetch(start: int, end: int) -> bytes:
+            raw.seek(start)
+            data: bytes = raw.read(end - start)
+            return data
+
+        return fetch, int(raw.size)
 
     def _list(self, prefix: str, max_depth: int | None) -> list[FileInfo]:
         self._check(prefix)
@@ -378,19 +428,9 @@ class Storage:
             if entry["type"] == "file" and name.startswith(directory) and not name.endswith("/"):
                 yield _remote_info(name[len(root) :], entry)
 
-    def _create_object(self, full: str, data: bytes) -> None:
-        # One request and never a multipart upload: some servers ignore the condition there.
-        options = {"chunksize": max(len(data), 1)} if self._scheme == "s3" else {}
-        for attempt in range(_CONFLICT_ATTEMPTS):
-            try:
-                self._filesystem.pipe_file(full, data, mode="create", **options)
-                return
-            except OSError as error:
-                # S3 answers 409 when two creates meet, and asks to be tried again.
-                busy = error_code(error) in ("ConditionalRequestConflict", "OperationAborted")
-                if not busy or attempt == _CONFLICT_ATTEMPTS - 1:
-                    raise
-            time.sleep(0.05 * 2**attempt)
+    def _stored_bytes(self, path: str) -> int | None:
+        info = self.info_or_none(path)
+        return info.size_bytes if info else None
 
     def _full(self, path: str) -> str:
         root = f"/{self._root}" if self._scheme == "memory" else self._root
@@ -462,11 +502,13 @@ def probe(storage: Storage) -> None:
 
 def _open_filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
     # Clients read the environment once, when they are made: another environment, another client.
-    environment = tuple(sorted(kv for kv in os.environ.items() if kv[0].startswith("AWS_")))
+    prefixes = ("AWS_", ENVIRONMENT_PREFIX)
+    environment = tuple(sorted(kv for kv in os.environ.items() if kv[0].startswith(prefixes)))
     key = (os.getpid(), scheme, repr(sorted(options.items())), environment)
-    if key not in _filesystems:
-        _filesystems[key] = _make_filesystem(scheme, options)
-    return _filesystems[key]
+    with _filesystems_lock:
+        if key not in _filesystems:
+            _filesystems[key] = _make_filesystem(scheme, options)
+        return _filesystems[key]
 
 
 def _make_filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
@@ -474,10 +516,12 @@ def _make_filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
 
     # Nobody may see a listing that is older than the last commit.
     given = {"use_listings_cache": False, **options}
-    if scheme == "s3":
-        config = {**_S3_CLIENT, **given.get("config_kwargs", {})}
-        given = {**_S3_OPTIONS, **given, "config_kwargs": config}
+    policy = RetryPolicy.from_environment()
     try:
+        if scheme == "s3":
+            from pipeline.s3_filesystem import RetryingS3FileSystem
+
+            return RetryingS3FileSystem(policy=policy, skip_instance_cache=True, **given)
         return fsspec.filesystem(scheme, skip_instance_cache=scheme != "memory", **given)
     except ImportError as error:
         extra = "; install the extra: pip install 'elmo-nightly[gcs]'" if scheme == "gs" else ""

@@ -25,11 +25,31 @@ _SDK_MODULES = frozenset({"botocore", "aiobotocore", "aiohttp", "gcsfs", "google
 _NO_CREDENTIALS = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}
 )
-_WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"})
+_WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch"})
+_EXPIRED_CREDENTIALS = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+)
 _WRITING = frozenset({"create", "write"})
+_NO_ANSWER = frozenset({"EndpointConnectionError", "ConnectTimeoutError"})
 _DEFINITE_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
 )
+
+
+class ShortAnswerError(OSError):
+    """The store sent less than it was asked for."""
+
+
+class RetriedError(OSError):
+    """A request failed after all its attempts; the last one's error is the cause.
+
+    `unclear` says that an attempt had no clear answer, so that the store may have carried it out.
+    """
+
+    def __init__(self, num_attempts: int, seconds: float, *, unclear: bool) -> None:
+        super().__init__(f"tried {num_attempts} times in {seconds:.1f} s")
+        self.num_attempts = num_attempts
+        self.unclear = unclear
 
 
 @contextmanager
@@ -63,33 +83,69 @@ def error_code(error: BaseException | None) -> str | None:
     return None
 
 
+def http_status(error: BaseException | None) -> int | None:
+    """The HTTP status in a chain of causes, if the store has answered."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        error = error.__cause__
+    return None
+
+
 def translated(error: Exception, action: str, url: str, unknown_outcome: bool) -> PipelineError:
     """The error of `pipeline.errors` that tells the caller what `error` means."""
+    tried = ""
+    unclear = False
+    if isinstance(error, RetriedError):
+        tried, unclear = f"; {error}", error.unclear
+        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     code = error_code(error)
-    said = redact_url(_message(error))
+    said = redact_url(_message(error)) + tried
     if isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412"):
-        return AlreadyExistsError(f"{url}: exists already")
+        if action in _WRITING:
+            return AlreadyExistsError(f"{url}: exists already")
+        return StorageError(f"{url}: was replaced while it was read; run again when it is at rest")
+    if unknown_outcome and unclear:
+        return _unknown(url, action, said + _hint(error, code))
     if code == "NoSuchBucket":
         return ConfigError(f"{url}: the bucket does not exist; create it or mend the URL")
-    if type(error).__name__ in _NO_CREDENTIALS:
-        return ConfigError(
-            f"{url}: no credentials for this store ({said}); set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, choose a profile, or run under an instance role"
-        )
-    if isinstance(error, PermissionError) or code in _WRONG_CREDENTIALS:
-        return ConfigError(
-            f"{url}: not allowed to {action} this ({code or said}); check the credentials and "
-            "their rights"
-        )
+    about_credentials = _about_credentials(error, code, said, action)
+    if about_credentials:
+        return ConfigError(f"{url}: {about_credentials}")
     no_directory = isinstance(error, NotADirectoryError) and action not in _WRITING
     if isinstance(error, FileNotFoundError) or no_directory:
         return MissingFileError(f"{url}: there is no such file")
     hint = _hint(error, code)
     if unknown_outcome and not _is_definite(error, code):
-        return UnknownOutcomeError(
-            f"{url}: it is not known whether the store did {action} this: {said}{hint}"
-        )
+        return _unknown(url, action, said + hint)
     return StorageError(f"{url}: could not {action} this: {said}{hint}")
+
+
+def _about_credentials(error: Exception, code: str | None, said: str, action: str) -> str | None:
+    """What is wrong with the credentials, if that is what `error` says."""
+    if type(error).__name__ in _NO_CREDENTIALS:
+        return (
+            f"no credentials for this store ({said}); set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, choose a profile, or run under an instance role"
+        )
+    if code in _EXPIRED_CREDENTIALS:
+        return (
+            f"could not {action} this, for the credentials have expired ({code}): renew them and "
+            "run again; what was finished is kept and not done again"
+        )
+    if isinstance(error, PermissionError) or code in _WRONG_CREDENTIALS:
+        return (
+            f"not allowed to {action} this ({code or said}); check the credentials, whether they "
+            "have expired, and their rights"
+        )
+    return None
+
+
+def _unknown(url: str, action: str, said: str) -> UnknownOutcomeError:
+    return UnknownOutcomeError(
+        f"{url}: it is not known whether the store did {action} this: {said}"
+    )
 
 
 def _is_store_error(error: Exception) -> bool:
@@ -102,12 +158,8 @@ def _is_definite(error: BaseException | None, code: str | None) -> bool:
         return True
     if code is not None and code.isdigit():
         return _refused(int(code))
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            return _refused(int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)))
-        error = error.__cause__
-    return False
+    status = http_status(error)
+    return status is not None and _refused(status)
 
 
 def _refused(status: int) -> bool:
@@ -125,6 +177,8 @@ def _hint(error: Exception, code: str | None) -> str:
         return (
             "; this store needs AWS_REQUEST_CHECKSUM_CALCULATION=when_required in the environment"
         )
-    if type(error).__name__ in ("EndpointConnectionError", "ConnectTimeoutError"):
+    if type(error).__name__ in _NO_ANSWER:
         return "; check AWS_ENDPOINT_URL and the network"
+    if code == "400":
+        return "; the store gave no reason, as for credentials that have expired: renew them"
     return ""

@@ -16,8 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TypeAlias
 
-from pipeline.errors import UnsafeStoreError
+from pipeline.errors import StorageError, UnsafeStoreError
+from pipeline.storage_errors import ShortAnswerError
 
+READ_AHEAD_BYTES = 8 << 20
+# After a jump, as readers of Parquet make them, little may be wanted of what follows.
+JUMP_BYTES = 256 << 10
 PARTIAL_SUFFIX = ".partial"
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
 _WRITE_BUFFER_BYTES = 1 << 20
@@ -131,22 +135,41 @@ class BufferedOutput(OutputFile):
 class UploadOutput(OutputFile):
     """An object that is uploaded in parts while it is written."""
 
-    def __init__(self, upload: Any, reporter: Reporter) -> None:
-        """Take an open fsspec file with `write`, `close` and `discard`."""
+    def __init__(
+        self, upload: Any, stored_bytes: Callable[[], int | None], reporter: Reporter
+    ) -> None:
+        """Upload to an object that nobody else writes.
+
+        Args:
+            upload: an open fsspec file with `write`, `close` and `discard`.
+            stored_bytes: the size of the object as the store has it, None if it is not there.
+            reporter: translates errors.
+        """
         self._upload = upload
+        self._stored_bytes = stored_bytes
         self._reporter = reporter
+        self._num_bytes = 0
 
     def _write(self, data: bytes | memoryview) -> None:
         with self._reporter("write"):
             self._upload.write(data)
+        self._num_bytes += len(data)
 
     def _close(self) -> None:
         try:
             with self._reporter("write"):
                 self._upload.close()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, StorageError) and self._arrived():
+                return
             self._abort()
             raise
+
+    def _arrived(self) -> bool:
+        # The answer to the last request may be lost: asked again, the store knows of no upload.
+        with suppress(StorageError):
+            return self._stored_bytes() == self._num_bytes
+        return False
 
     def _abort(self) -> None:
         # Left open, the upload would complete itself when it is collected as garbage.
@@ -156,11 +179,21 @@ class UploadOutput(OutputFile):
 
 
 class RemoteInput(io.RawIOBase):
-    """An open fsspec file whose later reads also report their errors."""
+    """An object that is read by ranges, ahead where it is read in order.
 
-    def __init__(self, file: Any, reporter: Reporter) -> None:
-        self._file = file
+    Its end is where its size says, never where an answer stops: one that is short is an error.
+    """
+
+    def __init__(
+        self, fetch: Callable[[int, int], bytes], size_bytes: int, reporter: Reporter
+    ) -> None:
+        """Read an object of `size_bytes` by `fetch(start, end)`."""
+        self._fetch = fetch
+        self._size_bytes = size_bytes
         self._reporter = reporter
+        self._position = 0
+        self._block = b""
+        self._block_start = 0
 
     def readable(self) -> bool:
         """Always true."""
@@ -172,24 +205,47 @@ class RemoteInput(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move, as files do."""
-        return int(self._file.seek(offset, whence))
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size_bytes}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative position {base + offset}")
+        self._position = base + offset
+        return self._position
 
     def tell(self) -> int:
         """Where the next read starts, in bytes."""
-        return int(self._file.tell())
+        return self._position
 
     def readinto(self, buffer: Any, /) -> int:
-        """Read into `buffer`; returns the number of bytes."""
-        with self._reporter("read"):
-            data = self._file.read(len(buffer))
+        """Read into `buffer`; returns the number of bytes, 0 only at the end."""
+        num_bytes = min(len(buffer), self._size_bytes - self._position)
+        if num_bytes <= 0:
+            return 0
+        skipped = self._position - self._block_start
+        if not 0 <= skipped < len(self._block):
+            self._load(num_bytes)
+            skipped = 0
+        data = memoryview(self._block)[skipped : skipped + num_bytes]
         buffer[: len(data)] = data
+        self._position += len(data)
         return len(data)
 
     def close(self) -> None:
-        """Give the file back."""
-        if not self.closed:
-            self._file.close()
+        """Forget what was read ahead."""
+        self._block = b""
         super().close()
+
+    def _load(self, num_bytes: int) -> None:
+        in_order = self._position == self._block_start + len(self._block)
+        length = max(num_bytes, READ_AHEAD_BYTES if in_order else JUMP_BYTES)
+        end = min(self._position + length, self._size_bytes)
+        with self._reporter("read"):
+            block = self._fetch(self._position, end)
+            if len(block) != end - self._position:
+                raise ShortAnswerError(
+                    f"the store sent {len(block)} of the {end - self._position} bytes from byte "
+                    f"{self._position}"
+                )
+        self._block, self._block_start = block, self._position
 
 
 def walk(

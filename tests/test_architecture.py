@@ -26,7 +26,7 @@ RAY_MODULES = {
     "pipeline/maintenance.py",
     "pipeline/watch.py",
 }
-STORE_MODULES = {"pipeline/storage.py"}
+STORE_MODULES = {"pipeline/storage.py", "pipeline/s3_filesystem.py"}
 STORE_CLIENTS = {"fsspec", "s3fs", "gcsfs", "boto3", "botocore", "aiobotocore"}
 # Lower layers must not know of these.
 FORBIDDEN = {

@@ -422,9 +422,8 @@ def test_wrong_credentials_are_the_users_to_mend_and_are_not_shown(rgw_url):
 
 
 def test_a_silent_endpoint_is_a_storage_error_and_leaves_a_create_unknown(moto_url):
-    options = {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 1}}
-    with environment({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}):
-        storage = open_storage(moto_url, options)
+    with environment({"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "ELMO_STORE_ATTEMPTS": "2"}):
+        storage = open_storage(moto_url)
         with pytest.raises(StorageError, match="AWS_ENDPOINT_URL"):
             storage.list_files()
         with pytest.raises(UnknownOutcomeError, match="not known whether"):
