@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from pipeline.config import OutputConfig
 from pipeline.errors import CorruptFileError
+from pipeline.extension_types import refuse_unpickling, said_by
 from pipeline.partitions import partition_path
-from pipeline.snapshot.metadata import DataFile
+from pipeline.snapshot.metadata import DataFile, check_no_extension_types
 from pipeline.storage import OutputFile, Storage
 from pipeline.vector_parquet import VectorParquetWriter
 
@@ -312,12 +313,12 @@ def read_schema(source: pa.NativeFile, path: str) -> pa.Schema:
     """Schema of an open data file; the ending of `path` says its format.
 
     Raises:
-        CorruptFileError: it is not of this format.
+        CorruptFileError: it is not of this format, or has an extension type.
     """
     with _decoding(path):
         if path.endswith(_ENDINGS["parquet"]):
-            return pq.ParquetFile(source).schema_arrow
-        return ipc.open_file(source).schema
+            return _checked_schema(pq.ParquetFile(source).schema_arrow, path)
+        return _checked_schema(ipc.open_file(source).schema, path)
 
 
 def read_batches(
@@ -331,16 +332,17 @@ def read_batches(
         columns: those wanted, None for all.
 
     Raises:
-        CorruptFileError: it cannot be decoded.
+        CorruptFileError: it cannot be decoded, or has an extension type.
     """
     with _decoding(path):
         if path.endswith(_ENDINGS["parquet"]):
             parquet = pq.ParquetFile(source)
+            _checked_schema(parquet.schema_arrow, path)
             yield from parquet.iter_batches(_batch_rows(parquet.metadata), columns=columns)
             return
         options = None
+        names = _checked_schema(ipc.open_file(source).schema, path).names
         if columns is not None:
-            names = ipc.open_file(source).schema.names
             options = ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
         reader = ipc.open_file(source, options=options)
         for index in range(reader.num_record_batches):
@@ -404,9 +406,15 @@ def _check(url: str, what: str, expected: object, found: object) -> None:
         )
 
 
+def _checked_schema(schema: pa.Schema, path: str) -> pa.Schema:
+    check_no_extension_types(schema, path)
+    return schema
+
+
 @contextmanager
 def _decoding(path: str) -> Iterator[None]:
+    refuse_unpickling()
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptFileError(f"{path}: cannot be decoded: {error}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptFileError(f"{path}: cannot be decoded: {said_by(error)}") from error

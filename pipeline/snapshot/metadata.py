@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, CorruptFileError
+from pipeline.extension_types import extension_names, refuse_unpickling, said_by
 from pipeline.storage_urls import check_path, redact_url
 
 FORMAT_VERSION = 1
@@ -280,14 +281,32 @@ def schema_from_json(values: Mapping[str, Any], where: str) -> pa.Schema:
     reader = _Reader(values, where)
     try:
         encoded = base64.b64decode(reader.text("arrow_ipc"), validate=True)
+        refuse_unpickling()
         schema = pa.ipc.read_schema(pa.py_buffer(encoded))
     except (ValueError, OSError, pa.ArrowException) as error:
-        raise CorruptFileError(f"{where}: arrow_ipc is not an Arrow schema: {error}") from None
+        said = said_by(error)
+        raise CorruptFileError(f"{where}: arrow_ipc is not an Arrow schema: {said}") from None
+    check_no_extension_types(schema, f"{where}: arrow_ipc")
     # The types are not compared: how Arrow spells them may change between its versions.
     listed = [item.get("name") for item in reader.sequence("fields") if isinstance(item, dict)]
     if listed != schema.names:
         raise CorruptFileError(f"{where}: fields and arrow_ipc describe different schemas")
     return schema
+
+
+def check_no_extension_types(schema: pa.Schema, where: str) -> None:
+    """Refuse a schema that no writer of snapshots makes: its types could run code when read.
+
+    Raises:
+        CorruptFileError: names the column and the type.
+    """
+    for item in schema:
+        name = next(extension_names(item), None)
+        if name is not None:
+            raise CorruptFileError(
+                f"{where}: column {item.name!r} has the extension type {name!r}; snapshots hold "
+                "plain types only, so this was not written for one"
+            )
 
 
 def package_versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import SourceError
+from pipeline.extension_types import refuse_unpickling, said_by
 from pipeline.records import SourceSplit
 from pipeline.sources.arrow_layout import batch_rows, check_file, check_stream
 from pipeline.sources.columns import Roles
@@ -107,6 +108,7 @@ class _Opened:
 
 @contextmanager
 def _open(path: str) -> Iterator[_Opened]:
+    refuse_unpickling()
     storage, name = locate(path)
     with storage.open_input(name) as file, storage.open_input(name) as bytes_of_file:
         head = file.read(len(FILE_MAGIC))
@@ -125,7 +127,7 @@ def _open(path: str) -> Iterator[_Opened]:
         except DECODING_ERRORS as error:
             if is_of_the_system(error):
                 raise
-            said = str(error).split("\n")[0]
             raise BadFileError(
-                Reason.CORRUPT_FILE, f"{path}: not a readable Arrow IPC file or stream: {said}"
+                Reason.CORRUPT_FILE,
+                f"{path}: not a readable Arrow IPC file or stream: {said_by(error)}",
             ) from None

@@ -19,10 +19,7 @@ import pyarrow.types as pt
 from pipeline.config import SourceConfig
 from pipeline.errors import SourceError
 from pipeline.excerpt import bounded
-
-_EXTENSION_NAME = b"ARROW:extension:name"
-# Extension types that only say how to read their storage; any other may run code of its own.
-_KNOWN_EXTENSIONS = frozenset({"arrow.json", "arrow.uuid"})
+from pipeline.extension_types import READ_TYPES, extension_names
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ def _check_type(roles: Roles, path: str, name: str, found: pa.DataType) -> None:
 def refusal(data_type: pa.DataType) -> str | None:
     """Why values of a type are not read, or None if they are."""
     if isinstance(data_type, pa.BaseExtensionType):
-        if data_type.extension_name in _KNOWN_EXTENSIONS:
+        if data_type.extension_name in READ_TYPES:
             return None
         return (
             f"the extension type {data_type.extension_name!r} is not read, because such a type may "
@@ -139,7 +136,14 @@ def refusal(data_type: pa.DataType) -> str | None:
         )
     if pt.is_dictionary(data_type):
         return refusal(data_type.value_type)
-    if pt.is_union(data_type) or pt.is_run_end_encoded(data_type) or pt.is_interval(data_type):
+    if (
+        pt.is_union(data_type)
+        or pt.is_run_end_encoded(data_type)
+        or pt.is_interval(data_type)
+        # Its elements may overlap, so that a small file stands for any number of them.
+        or pt.is_list_view(data_type)
+        or pt.is_large_list_view(data_type)
+    ):
         return "data files cannot hold this type; cast the column first"
     for number in range(data_type.num_fields):
         child = data_type.field(number)
@@ -153,11 +157,11 @@ def refusal(data_type: pa.DataType) -> str | None:
 
 def field_refusal(field: pa.Field) -> str | None:
     """As `refusal`, also for an extension type that this process does not know."""
-    name = (field.metadata or {}).get(_EXTENSION_NAME)
-    if name is not None and name.decode(errors="replace") not in _KNOWN_EXTENSIONS:
+    name = next(extension_names(field), None)
+    if name is not None and name not in READ_TYPES:
         return (
-            f"the extension type {name.decode(errors='replace')!r} is not read, because such a "
-            "type may run code when it is; write the column with its storage type"
+            f"the extension type {name!r} is not read, because such a type may run code when it "
+            "is; write the column with its storage type"
         )
     return refusal(field.type)
 

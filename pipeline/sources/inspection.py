@@ -10,7 +10,11 @@ import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.excerpt import bounded
+from pipeline.extension_types import LET_PASS_TYPES, extension_names
 from pipeline.sources.columns import FileColumns, Roles, field_refusal
+from pipeline.sources.reasons import BadFileError, Reason
+
+MAX_COLUMNS = 10_000
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,23 @@ def file_columns(path: str, schema: pa.Schema, roles: Roles) -> FileColumns:
     """The columns of an Arrow schema.
 
     Raises:
-        SourceError: a needed column has an extension type that is not read.
+        BadFileError: more than MAX_COLUMNS of them.
+        SourceError: a needed column has an extension type that is not read, or any column has one
+            that may run code.
     """
+    if len(schema) > MAX_COLUMNS:
+        raise BadFileError(
+            Reason.CORRUPT_FILE,
+            f"{path}: the file has {len(schema)} columns, at most {MAX_COLUMNS} are possible",
+        )
     for field in schema:
+        unknown = [name for name in extension_names(field) if name not in LET_PASS_TYPES]
+        if unknown and field.name not in roles.names:
+            raise SourceError(
+                f"{path}: column {bounded(field.name)!r} has the extension type "
+                f"{bounded(unknown[0])!r}, which may run code when the file is read; write the "
+                "file with the column's storage type, or without the column"
+            )
         if field.name in roles.names:
             problem = field_refusal(field)
             if problem is not None:

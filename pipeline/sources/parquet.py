@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.extension_types import refuse_unpickling, said_by
 from pipeline.records import SourceSplit
 from pipeline.sources.columns import Roles
 from pipeline.sources.documents import MAX_BATCH_ROWS, MAX_BATCH_TEXT_BYTES, RawRows
@@ -175,6 +176,7 @@ def _rows_at_once(row_group: Any) -> int:
 
 @contextmanager
 def _open(path: str) -> Iterator[_Opened]:
+    refuse_unpickling()
     storage, name = locate(path)
     with storage.open_input(name) as stored:
         file = RangeFile(stored)
@@ -195,7 +197,7 @@ def _open(path: str) -> Iterator[_Opened]:
 
 
 def _bad(path: str, head: bytes, error: Exception) -> BadFileError:
-    said = str(error).split("\n")[0]
+    said = said_by(error)
     if head == MAGIC and "footer" in said:
         return BadFileError(
             Reason.TRUNCATED_FILE,
