@@ -40,7 +40,10 @@ def read_known(storage: Storage, path: str) -> pa.Table:
 
 def _read_known(storage: Storage, path: str) -> pa.Table:
     kind = "parquet" if path.endswith(".parquet") else "ipc"
-    dataset = pads.dataset([path], format=kind, filesystem=storage.as_arrow_filesystem())
+    # With a schema of our own: the types that the file names could run code.
+    dataset = pads.dataset(
+        [path], schema=_SCHEMA, format=kind, filesystem=storage.as_arrow_filesystem()
+    )
     tables = [_SCHEMA.empty_table()]
     last_id: str | None = None
     for batch in dataset.to_batches(columns=_COLUMNS, fragment_readahead=1):
