@@ -1,88 +1,194 @@
-"""`jobs.snapshots`: list, show and compare the snapshots of a directory. Parses and prints."""
+"""`jobs.snapshots`: look at the snapshots of a directory, and keep house. Parses and prints."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from jobs import snapshot_actions
 from jobs.command import Call, Job, JobResult, main
 from jobs.table import format_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.snapshot.commit import SnapshotStore
     from pipeline.snapshot.compare import IdSet, SnapshotDiff
     from pipeline.snapshot.metadata import Snapshot
+    from pipeline.snapshot.tags import Tag
 
 MAX_FILES_SHOWN = 100
-ACTIONS = ("list", "show", "diff")
+# How many names each action takes.
+NUM_NAMES = {
+    "list": (0,),
+    "show": (0, 1),
+    "diff": (0, 2),
+    "rollback": (1,),
+    "tag": (0, 1, 2),
+    "expire": (0,),
+    "gc": (0,),
+    "compact": (0,),
+}
+# The flags that only some actions take.
+FLAGS = {
+    "ids": ("diff",),
+    "keep": ("expire",),
+    "keep_days": ("expire",),
+    "older_than": ("gc",),
+    "below": ("compact",),
+    "target": ("compact",),
+    "delete": ("tag",),
+    "force": ("gc", "tag"),
+}
+DEFAULT_IDS = 10
+_UNITS = {"": 1} | {
+    f"{prefix}{binary}B": (1024 if binary else 1000) ** power
+    for power, prefix in enumerate(("", "k", "M", "G", "T"))
+    for binary in ("", "i")
+    if prefix or not binary
+}
+
+
+def _size_bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(\w*)", text)
+    if match is None or match[2] not in _UNITS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size: expected bytes, or a number with kB, MB, GB, kiB, MiB or GiB"
+        )
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=ACTIONS, help="list all, show one, or compare two")
+    parser.add_argument(
+        "action",
+        choices=tuple(NUM_NAMES),
+        help="list all, show one, or compare two (diff); make an old one current again (rollback); "
+        "name one that must stay (tag); remove old ones (expire) and files that none names (gc); "
+        "merge small files (compact)",
+    )
     parser.add_argument("path", help="URL of the snapshot directory (output.path of jobs.embed)")
     parser.add_argument(
-        "numbers",
+        "names",
         nargs="*",
-        type=int,
-        help="show: the snapshot (the latest by default); diff: the older and the newer one "
-        "(the last two by default)",
+        help="snapshots by number or tag. show: one (the latest by default); diff: the older and "
+        "the newer one (the last two by default); rollback: the one to return to; tag: the name "
+        "and the snapshot (the latest by default), or nothing to list the tags",
     )
     parser.add_argument(
-        "--ids", type=int, default=10, help="diff: ids to name of each kind (default 10)"
+        "--ids", type=int, help=f"diff: ids to name of each kind (default {DEFAULT_IDS})"
+    )
+    parser.add_argument("--keep", type=int, metavar="N", help="expire: keep the newest N snapshots")
+    parser.add_argument(
+        "--keep-days",
+        type=float,
+        metavar="DAYS",
+        help="expire: keep a snapshot this long after a newer one replaced it; together with "
+        "--keep, either keeps it",
+    )
+    parser.add_argument(
+        "--older-than",
+        type=float,
+        metavar="HOURS",
+        help="gc: remove only files that are older (default 72; below 24 only with --force)",
+    )
+    parser.add_argument(
+        "--below",
+        type=_size_bytes,
+        metavar="BYTES",
+        help="compact: merge data files that are smaller, such as 64MiB",
+    )
+    parser.add_argument(
+        "--target",
+        type=_size_bytes,
+        metavar="BYTES",
+        help="compact: size of merged files (default: output.target_file_bytes of the snapshot)",
+    )
+    parser.add_argument("--delete", action="store_true", help="tag: delete the tag")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="tag: move a tag that names another snapshot; gc: allow --older-than below 24",
     )
 
 
 def _run(call: Call) -> JobResult:
     from pipeline.errors import ConfigError
     from pipeline.snapshot.commit import SnapshotStore
+    from pipeline.snapshot.tags import read_tags
     from pipeline.storage import open_storage
 
     arguments = call.arguments
-    allowed = {"list": (0,), "show": (0, 1), "diff": (0, 2)}[arguments.action]
-    if len(arguments.numbers) not in allowed:
-        expected = " or ".join(map(str, allowed))
-        raise ConfigError(
-            f"{arguments.action}: expected {expected} snapshot numbers, found "
-            f"{len(arguments.numbers)}"
-        )
-    if arguments.ids < 0:
-        raise ConfigError(f"--ids {arguments.ids}: expected a number from 0 on")
+    _check(arguments)
     store = SnapshotStore(open_storage(arguments.path))
     numbers = store.numbers()
     if arguments.action == "list":
-        return _list([store.load(number) for number in numbers], store.url)
-    if not numbers:
+        tags = read_tags(store.storage)
+        return _list([store.load(number) for number in numbers], tags, store.url)
+    if not numbers and arguments.action != "gc":
         raise ConfigError(f"{store.url}: there is no snapshot here")
+    changing = {
+        "tag": snapshot_actions.tag,
+        "rollback": snapshot_actions.rollback,
+        "expire": snapshot_actions.expire,
+        "gc": snapshot_actions.collect,
+        "compact": snapshot_actions.compact,
+    }
+    if arguments.action in changing:
+        return changing[arguments.action](call, store)
+    chosen = [snapshot_actions.resolve(store, word) for word in arguments.names]
     if arguments.action == "show":
-        return _show(store, store.load(arguments.numbers[0] if arguments.numbers else numbers[-1]))
-    if not arguments.numbers and len(numbers) < 2:
+        return _show(store, store.load(chosen[0] if chosen else numbers[-1]))
+    if not chosen and len(numbers) < 2:
         raise ConfigError(f"{store.url}: there is only snapshot {numbers[0]}, nothing to compare")
-    old, new = arguments.numbers or numbers[-2:]
-    return _diff(store, old, new, arguments.ids)
+    old, new = chosen or numbers[-2:]
+    return _diff(store, old, new, DEFAULT_IDS if arguments.ids is None else arguments.ids)
 
 
-def _list(snapshots: list[Snapshot], url: str) -> JobResult:
+def _check(arguments: argparse.Namespace) -> None:
+    """Make sure that the action was given what it takes and nothing else."""
+    from pipeline.errors import ConfigError
+
+    allowed = NUM_NAMES[arguments.action]
+    if len(arguments.names) not in allowed:
+        expected = " or ".join(map(str, allowed))
+        raise ConfigError(
+            f"{arguments.action}: expected {expected} snapshot numbers or names, found "
+            f"{len(arguments.names)}"
+        )
+    for flag, actions in FLAGS.items():
+        if getattr(arguments, flag) not in (None, False) and arguments.action not in actions:
+            raise ConfigError(
+                f"{arguments.action}: --{flag.replace('_', '-')} goes with {' and '.join(actions)}"
+            )
+    if arguments.ids is not None and arguments.ids < 0:
+        raise ConfigError(f"--ids {arguments.ids}: expected a number from 0 on")
+
+
+def _list(snapshots: list[Snapshot], tags: Sequence[Tag], url: str) -> JobResult:
     from pipeline.units import format_bytes
 
-    data = {"url": url, "snapshots": [_summary(snapshot) for snapshot in snapshots]}
+    names: dict[int, list[str]] = {}
+    for tag in tags:
+        names.setdefault(tag.number, []).append(tag.name)
+    data = {
+        "url": url,
+        "snapshots": [
+            {**_summary(snapshot), "tags": names.get(snapshot.number, [])} for snapshot in snapshots
+        ],
+    }
     if not snapshots:
         return JobResult(data, f"{url}: there is no snapshot here")
     headers = ["number", "created", "operation", "documents", "added", "changed", "deleted"]
-    rows = [
-        [
-            item.number,
-            item.created_at,
-            item.operation,
-            item.num_documents,
-            *(item.counts.get(key) for key in ("added", "changed", "deleted")),
-            len(item.files),
-            format_bytes(item.size_bytes),
-            item.fingerprint[:12],
-        ]
-        for item in snapshots
-    ]
-    return JobResult(data, format_table([*headers, "files", "size", "fingerprint"], rows))
+    headers += ["files", "size", "fingerprint"] + (["tags"] if names else [])
+    rows = []
+    for item in snapshots:
+        row: list[Any] = [item.number, item.created_at, item.operation, item.num_documents]
+        row += [item.counts.get(key) for key in ("added", "changed", "deleted")]
+        row += [len(item.files), format_bytes(item.size_bytes), item.fingerprint[:12]]
+        rows.append([*row, ", ".join(names.get(item.number, []))] if names else row)
+    return JobResult(data, format_table(headers, rows))
 
 
 def _show(store: SnapshotStore, snapshot: Snapshot) -> JobResult:
@@ -103,6 +209,7 @@ def _show(store: SnapshotStore, snapshot: Snapshot) -> JobResult:
         ("size", format_bytes(snapshot.size_bytes)),
         *((f"encoder: {key}", value) for key, value in snapshot.encoder.items()),
         *((f"lineage: {key}", value) for key, value in snapshot.lineage.items()),
+        ("change feed", "none" if snapshot.changes is None else len(snapshot.changes)),
         *(("rejected rows", path) for path in snapshot.rejected_files),
     ]
     width = max(len(name) for name, _ in pairs)
@@ -146,6 +253,9 @@ def _show(store: SnapshotStore, snapshot: Snapshot) -> JobResult:
         "partition_columns": snapshot.partition_columns,
         "files": [file.to_json() for file in snapshot.files],
         "rejected_files": snapshot.rejected_files,
+        "changes": snapshot.changes,
+        "rewritten": snapshot.rewritten,
+        "moved": snapshot.moved,
     }
     return JobResult(data, "\n\n".join(["\n".join(lines), columns, files]))
 
@@ -220,17 +330,21 @@ def _shown(value: Any) -> str:
 
 JOB = Job(
     name="snapshots",
-    summary="list, show and compare the snapshots of a directory",
+    summary="list, show and compare snapshots; roll back, tag, expire, collect garbage, compact",
     run=_run,
     add_arguments=_add_arguments,
     examples=(
         "list s3://bucket/vectors",
-        "show s3://bucket/vectors",
         "show s3://bucket/vectors 41 --json",
         "diff s3://bucket/vectors 41 42 --ids 20",
+        "rollback s3://bucket/vectors 41 --dry-run",
+        "tag s3://bucket/vectors release-7 41",
+        "tag s3://bucket/vectors release-7 --delete",
+        "expire s3://bucket/vectors --keep 14",
+        "gc s3://bucket/vectors --older-than 72 --dry-run",
+        "compact s3://bucket/vectors --below 64MiB",
     ),
     takes_config=False,
-    has_dry_run=False,
 )
 
 if __name__ == "__main__":

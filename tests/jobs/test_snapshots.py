@@ -114,9 +114,9 @@ def test_diff_warns_when_the_encoders_differ(local_url, capsys):
     ("words", "message"),
     [
         (["show", "URL", "9"], "no snapshot 9; found: 1 to 2"),
-        (["show", "URL", "1", "2"], "expected 0 or 1 snapshot numbers, found 2"),
-        (["diff", "URL", "1"], "expected 0 or 2 snapshot numbers, found 1"),
-        (["list", "URL", "1"], "expected 0 snapshot numbers, found 1"),
+        (["show", "URL", "1", "2"], "expected 0 or 1 snapshot numbers or names, found 2"),
+        (["diff", "URL", "1"], "expected 0 or 2 snapshot numbers or names, found 1"),
+        (["list", "URL", "1"], "expected 0 snapshot numbers or names, found 1"),
         (["diff", "URL", "--ids", "-1"], "--ids -1"),
         (["forget", "URL"], "invalid choice"),
         (["show", "URL/elsewhere"], "no snapshot here"),
