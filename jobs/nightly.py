@@ -34,7 +34,7 @@ def _run(call: Call) -> JobResult:
     prepared, report = run_with_progress(call, prepare_run)
     result = describe_run(prepared, report)
     try:
-        upkeep, lines = _described(keep_up(prepared.store, config.nightly))
+        upkeep, lines = _described(keep_up(prepared.store, config))
         exit_code = 0
     except PipelineError as error:
         log.error("the run is done, but the upkeep after it failed: %s", error)
@@ -49,6 +49,10 @@ def _described(report: UpkeepReport) -> tuple[dict[str, Any], list[str]]:
 
     data: dict[str, Any] = {}
     lines: list[str] = []
+    if report.compacted is not None:
+        data["compacted_snapshot"] = report.compacted.number
+        files = len(report.compacted.files)
+        lines.append(f"merged small files: snapshot {report.compacted.number} has {files:,} files")
     if report.expired is not None:
         data["expired_snapshots"] = report.expired.expired
         if report.expired.expired:
