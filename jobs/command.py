@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from jobs.redact import redact
 from pipeline.errors import ConfigError, PipelineError, StorageError
+from pipeline.redaction import redact_message, redact_text, redact_values
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -155,7 +155,7 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
     except PipelineError as error:
         log.error("%s: the status was not written: %s", job.name, error)
         status["exit_code"] = status["exit_code"] or error.exit_code
-    _print(redact(to_json(status)) if frame.json else text)
+    _print(to_json(status) if frame.json else redact_text(text))
     return int(status["exit_code"])
 
 
@@ -202,8 +202,13 @@ def exit_codes() -> dict[int, str]:
 
 
 def to_json(values: Mapping[str, Any]) -> str:
-    """Return one line of strict JSON; NaN and infinities become null, unknown types strings."""
-    return json.dumps(_plain(values), ensure_ascii=False, allow_nan=False)
+    """Return one line of strict JSON without secrets.
+
+    NaN and infinities become null, values of unknown types strings.
+    """
+    # Before they are JSON: escapes would hide a secret with a quotation mark in it.
+    redacted = redact_values(_plain(values))
+    return json.dumps(redacted, ensure_ascii=False, allow_nan=False)
 
 
 def _frame_flags() -> argparse.ArgumentParser:
@@ -284,7 +289,7 @@ def _known_error(error: BaseException) -> BaseException | None:
 
 
 def _failure(status: str, code: int, kind: str, message: str) -> dict[str, Any]:
-    line = " ".join(redact(message).split())
+    line = " ".join(redact_message(message).split())
     return {"status": status, "exit_code": code, "error_type": kind, "error": line}
 
 
@@ -296,7 +301,7 @@ def _write_result(target: str | None, status: Mapping[str, Any]) -> None:
     """
     if target is None:
         return
-    content = (redact(to_json(status)) + "\n").encode()
+    content = (to_json(status) + "\n").encode()
     if "://" in target:
         from pipeline.storage import open_storage
 
@@ -332,7 +337,7 @@ class _LogFormatter(logging.Formatter):
         return _iso(record.created)
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return redact_message(super().format(record))
 
 
 def _set_up_log(*, quiet: bool, debug: bool) -> None:

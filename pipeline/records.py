@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.excerpt import bounded, excerpt
+from pipeline.redaction import redact_message
+from pipeline.storage_urls import redact_url
 
 SOURCE_COLUMN = "_source"
 OFFSET_COLUMN = "_offset"
@@ -123,12 +125,12 @@ def rejected_table(rows: Sequence[RejectedRow]) -> pa.Table:
     quote anything that was found in the input.
     """
     columns = {
-        "source": [row.source for row in rows],
+        "source": [redact_url(row.source) for row in rows],
         "offset": [row.offset for row in rows],
         "id": [row.id for row in rows],
         "stage": [row.stage for row in rows],
         "code": [row.code for row in rows],
-        "message": [bounded(row.message) for row in rows],
+        "message": [bounded(redact_message(row.message)) for row in rows],
         "excerpt": [excerpt(row.excerpt) for row in rows],
         "kept_source": [row.kept_source for row in rows],
     }

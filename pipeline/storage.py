@@ -47,6 +47,7 @@ from pipeline.storage_urls import (
     MAX_SEGMENT_BYTES,
     SCHEME,
     check_path,
+    has_credentials,
     redact_url,
     split_pattern,
 )
@@ -119,7 +120,7 @@ def open_storage(url: str, options: Mapping[str, Any] | None = None) -> Storage:
         return Storage("file", os.path.abspath(os.path.expanduser(path)), options)
     scheme = _ALIASES.get(match[1].lower(), match[1].lower())
     root = url[match.end() :].strip("/")
-    if "@" in root.split("/")[0]:
+    if has_credentials(url):
         raise ConfigError(
             f"{redact_url(url)}: credentials do not belong in a URL; give them by the environment "
             "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or an instance role)"

@@ -11,14 +11,23 @@ MAX_SEGMENT_BYTES = 255  # of a name in a Linux directory
 
 SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 GLOB_CHARACTERS = re.compile(r"[*?\[]")
-_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]+@")
-_SECRET = r"token|secret|signature|sig|password|credential|accesskey|access_key"
-_SECRET_VALUE = re.compile(rf"([?&][^=&\s]*(?:{_SECRET})[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+# A password may hold slashes (AWS secrets do) and at signs; what follows a colon up to a slash is a
+# port if it is a number.
+_USER = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/@:\s\"'<>]*:(?!\d{1,5}/)[^\s\"'<>]*|[^/\s\"'<>]+)@"
+)
+_SECRET = r"token|secret|signature|sig|passw|pwd|credential|access_?key|api_?key|auth|session"
+_SECRET_VALUE = re.compile(rf"([?&][^=&\s]*(?:{_SECRET})[^=&\s]*=)[^&\s\"'<>\\]+", re.IGNORECASE)
 
 
 def redact_url(text: str) -> str:
     """`text` (a URL, or prose that holds some) without user:password@ and secret query values."""
     return _SECRET_VALUE.sub(r"\1***", _USER.sub(r"\1***@", text))
+
+
+def has_credentials(url: str) -> bool:
+    """Whether a URL holds a user, with or without a password."""
+    return _USER.match(url) is not None
 
 
 def split_pattern(url: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,14 +22,14 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, CorruptFileError
 from pipeline.extension_types import extension_names, refuse_unpickling, said_by
-from pipeline.storage_urls import check_path, redact_url
+from pipeline.redaction import redact_values
+from pipeline.storage_urls import check_path
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 1 << 30
 RECORDED_PACKAGES = ("elmo-nightly", "pyarrow", "ray", "torch", "numpy")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SECRET_KEY = re.compile(r"password|secret|token$|credential|api_?key|access_?key", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,10 @@ class Snapshot:
         for name in ("files", "partition_columns", "rejected_files"):
             values[name] = tuple(values.get(name, ()))
         for name in ("config", "encoder"):
-            values[name] = redact(values.get(name, {}))
+            values[name] = redact_values(values.get(name, {}), by_name=True)
         return cls(
             created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            lineage=redact(lineage),
+            lineage=redact_values(lineage, by_name=True),
             **values,
         )
 
@@ -318,20 +318,6 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def redact(value: Any) -> Any:
-    """A copy of JSON-like values without credentials in URLs and without values of secret keys."""
-    if isinstance(value, Mapping):
-        return {
-            str(key): "***" if item and _SECRET_KEY.search(str(key)) else redact(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, str):
-        return redact_url(value)
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [redact(item) for item in value]
-    return value
 
 
 def _parse(data: bytes, where: str) -> Any:
