@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     T = TypeVar("T", bound=BaseModel)
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_VALUES = 10_000
+# What YAML's errors quote, but for the signs of its grammar.
+_QUOTED = re.compile(r"'(?!<)[^']{3,}'")
 _TOO_LARGE = "--config {}: larger than 1 MiB; is this the configuration file?"
 
 
@@ -49,24 +53,8 @@ def parse_yaml(content: bytes, where: str) -> dict[str, Any]:
     """
     import yaml
 
-    class UniqueKeyLoader(yaml.SafeLoader):
-        """YAML's safe loader, which otherwise keeps the last of two equal keys in silence."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            seen: set[str] = set()
-            for key_node, _ in node.value:
-                if key_node.value in seen:
-                    mark = key_node.start_mark
-                    raise ConfigError(
-                        f"{where}: line {mark.line + 1}, column {mark.column + 1}: the key "
-                        f"{key_node.value!r} stands twice; keep one of them"
-                    )
-                if key_node.tag != "tag:yaml.org,2002:merge":
-                    seen.add(str(key_node.value))
-            return dict(super().construct_mapping(node, deep))
-
     try:
-        values = yaml.load(content.decode("utf-8-sig"), UniqueKeyLoader)
+        values = _load_yaml(content.decode("utf-8-sig"), where)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     except yaml.YAMLError as error:
@@ -81,10 +69,80 @@ def parse_yaml(content: bytes, where: str) -> dict[str, Any]:
     return values
 
 
+def _load_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ConfigError: a repeated key, or more than a configuration can mean: nested too deeply,
+            expanded without end by aliases, a number of thousands of digits.
+        yaml.YAMLError: not YAML.
+    """
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_nodes(node, where)
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply for a configuration") from None
+    except (ValueError, TypeError, OverflowError):
+        raise ConfigError(
+            f"{where}: a key or a value cannot be read; keys are words, numbers have few digits"
+        ) from None
+    finally:
+        loader.dispose()
+
+
+def _check_nodes(root: Any, where: str) -> None:
+    """Refuse repeated keys, of which YAML keeps the last in silence, and aliases that explode."""
+    import yaml
+
+    sizes: dict[int, int] = {}
+
+    def size_of(node: Any) -> int:
+        if id(node) in sizes:
+            if not sizes[id(node)]:
+                raise ConfigError(f"{where}: an alias stands inside of what it stands for")
+            return sizes[id(node)]
+        sizes[id(node)] = 0
+        size = 1
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node, where)
+            size += sum(size_of(key) + size_of(value) for key, value in node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            size += sum(map(size_of, node.value))
+        sizes[id(node)] = size
+        return size
+
+    if size_of(root) > MAX_CONFIG_VALUES:
+        raise ConfigError(
+            f"{where}: more than {MAX_CONFIG_VALUES} values once its aliases are followed; is this "
+            "the configuration file?"
+        )
+
+
+def _check_keys(node: Any, where: str) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if str(key.value) in seen:
+            mark = key.start_mark
+            raise ConfigError(
+                f"{where}: line {mark.line + 1}, column {mark.column + 1}: the key "
+                f"{str(key.value)[:100]!r} stands twice; keep one of them"
+            )
+        if key.tag != "tag:yaml.org,2002:merge":
+            seen.add(str(key.value))
+
+
 def _explain_yaml(error: Any) -> str:
+    """Where and what, without quoting the text: the line may hold a secret."""
     mark = getattr(error, "problem_mark", None)
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{place}not valid YAML: {getattr(error, 'problem', None) or error}"
+    problem = str(getattr(error, "problem", None) or "a character that YAML does not allow")
+    return f"{place}not valid YAML: {_QUOTED.sub(chr(39) + '...' + chr(39), problem)}"
 
 
 def _read(path: str) -> bytes:
@@ -117,11 +175,11 @@ def _parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise ConfigError(f"--set {override}: expected key=value, such as --set run.num_actors=2")
+        raise ConfigError("--set: expected key=value, such as --set run.num_actors=2")
     try:
-        return key, yaml.safe_load(text)
+        return key, _load_yaml(text, f"--set {key}")
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is {_explain_yaml(error)}") from None
+        raise ConfigError(f"--set {key}: the value is {_explain_yaml(error)}") from None
 
 
 def _check_key(key: str, known: Mapping[str, str]) -> None:
@@ -144,7 +202,8 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
             inner = values[section] = {}
         if not isinstance(inner, dict):
             raise ConfigError(
-                f"--set {key}: the file gives {section} the value {inner!r}, expected a mapping"
+                f"--set {key}: the file gives {section} a value of type "
+                f"{type(inner).__name__}, expected a mapping"
             )
         values = inner
     values[last] = value

@@ -51,10 +51,10 @@ def test_an_override_does_not_drop_its_neighbours(tmp_path):
     [
         (["sorce.path=x"], "--set sorce.path: unknown key, did you mean source.path?"),
         (["source.pth=x"], "did you mean source.path? known: source.path, source.format"),
-        (["source"], "--set source: expected key=value"),
+        (["source"], "--set: expected key=value"),
         (["=x"], "expected key=value"),
         (["source.path=[1"], "the value is line 1, column 3: not valid YAML"),
-        (["source=3", "source.path=x"], "gives source the value 3, expected a mapping"),
+        (["source=3", "source.path=x"], "gives source a value of type int, expected a mapping"),
         (["source.format=xml"], "source.format"),
     ],
 )
