@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.config import TextConfig
+from pipeline.normal_form import normal_form
 from pipeline.records import TOKEN_FIELDS
 from pipeline.tokenizers.chinese import ChineseTokeniser
 from pipeline.tokenizers.pretokenized import PretokenizedText
@@ -72,7 +73,7 @@ def normalise(text: pa.Array, form: Literal["NFC", "NFKC"] | None) -> pa.Array:
     for position, value in zip(positions.tolist(), values, strict=True):
         if not unicodedata.is_normalized(form, value):
             changed.append(position)
-            replacements.append(unicodedata.normalize(form, value))
+            replacements.append(normal_form(value, form))
     if not changed:
         return text
     mask = np.zeros(len(text), bool)
