@@ -9,22 +9,35 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 # Ray reads these when it is imported. Its own log stays in its files; what a user can act on is in
 # this project's messages.
-os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# The first failure ends a stage and is reported; those of the tasks that depended on it are not.
+os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+# Of workers and nodes that die Ray prints pages; the run itself says what it makes of that.
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_SKIP_REGEX",
+    "A worker died or was killed while executing|has been marked dead because|"
+    "Workers \\(tasks / actors\\) killed due to memory pressure",
+)
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from elmo_model.errors import ElmoError
+from pipeline import errors
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, PipelineError
 
 READERS_PER_NODE = 4
+# What is quoted of Ray's messages, which go on with advice about Ray.
+MESSAGE_LINES = 3
+MESSAGE_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -161,17 +174,31 @@ def ray_errors() -> Iterator[None]:
         inner = _innermost(error)
         if isinstance(inner, (PipelineError, ElmoError)):
             raise inner from error
-        first_line = (str(inner).strip().splitlines() or [""])[0]
-        raise ClusterError(
-            f"the run failed in Ray: {type(inner).__name__}: {first_line}. Nothing was committed; "
-            "run it again, or look at the full report with --debug"
-        ) from error
+        raise _from_text(inner) from error
 
 
 def _innermost(error: BaseException) -> BaseException:
     """What the task raised: Ray wraps it in errors of its own, each with a `cause`."""
-    inner = getattr(error, "cause", None) or error.__cause__
-    while isinstance(inner, BaseException):
-        error = inner
+    while not isinstance(error, (PipelineError, ElmoError)):
         inner = getattr(error, "cause", None) or error.__cause__
+        # Ray Data gives errors that are not a task's an empty exception as their cause.
+        if not isinstance(inner, BaseException) or not str(inner):
+            break
+        error = inner
     return error
+
+
+def _from_text(error: BaseException) -> PipelineError:
+    """The error that is only left as text: what an actor raised at its start is its last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    raised = isinstance(error, RayActorError) and error.actor_init_failed
+    line = lines[-1] if raised else " ".join(lines[:MESSAGE_LINES])[:MESSAGE_CHARACTERS]
+    match = re.fullmatch(r"pipeline\.errors\.(\w+): (.*)", line)
+    kind = getattr(errors, match[1], None) if match else None
+    if match and isinstance(kind, type) and issubclass(kind, PipelineError):
+        return kind(match[2])
+    what = "an actor could not start" if raised else type(error).__name__
+    return ClusterError(
+        f"the run failed in Ray: {what}: {line}. Nothing was committed, and what was recorded is "
+        "kept: run it again, or look at the full report with --debug"
+    )

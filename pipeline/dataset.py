@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.cluster import Allocation, ray_errors
 from pipeline.config import EmbedConfig
@@ -28,6 +29,7 @@ from pipeline.records import SourceSplit
 from pipeline.selected import rows_to_embed, selected_documents
 from pipeline.text import tokenise
 from pipeline.token_window import VectorModel
+from pipeline.watch import no_progress
 from pipeline.worker import EmbedWorker, WorkerRecord, WorkerSpec
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ BLOCK_BYTES = 16 << 20
 STARTS_PER_ACTOR = 3
 STARTS_TO_SPARE = 3
 REPLACEMENTS = 2
+# The reading function's name, by which Ray calls its stage.
+READING = "read"
 # The sample that a dry run embeds to measure the rate.
 MEASURED_DOCUMENTS = 200
 MEASURED_TOKENS = 5_000
@@ -81,10 +85,25 @@ class EmbedPass:
             dataset = dataset.repartition(target_num_rows_per_block=self.documents_per_block)
             num_documents = sum(read.num_documents for read in reads)
             dataset = self._embedded(dataset, -(-num_documents // self.documents_per_block))
+            yield from self._records(dataset, num_documents)
+
+    def _records(self, embedded: Dataset, num_documents: int) -> Iterator[WorkerRecord]:
+        timeout_s = self.spec.config.run.no_progress_timeout_s
+        started, moved, num_done = time.monotonic(), None, 0
+        try:
             with ray_errors():
-                for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for batch in embedded.iter_batches(batch_size=None, batch_format="pyarrow"):
                     for text in batch["record"].to_pylist():
-                        yield WorkerRecord.from_json(text)
+                        record = WorkerRecord.from_json(text)
+                        yield record
+                        num_done += record.counts.documents + sum(record.rejected_by_code.values())
+                        moved = time.monotonic()
+        except ExecutionTimeoutError as error:
+            # Ray names what is still running by the function or class of ours.
+            reading = f"MapBatches({READING})" in str(error)
+            stage = "reading and embedding" if reading else "embedding"
+            done = f"{num_done} of {num_documents} documents are done"
+            raise no_progress(stage, done, timeout_s, started, moved) from None
 
     def _embedded(self, documents: Dataset, num_blocks: int) -> Dataset:
         # More actors than blocks would load the model for nothing.

@@ -25,7 +25,6 @@ _ACTOR_STATES = {
     "RESTARTING": "restarting",
     "PENDING_CREATION": "waiting for a place",
     "DEPENDENCIES_UNREADY": "waiting for a place",
-    "DEAD": "dead",
 }
 
 
@@ -106,12 +105,18 @@ def describe_cluster() -> str:
             if total.get(name):
                 parts.append(f"{free.get(name, 0.0):g} of {total[name]:g} {name}s free")
         job = ray.get_runtime_context().get_job_id()
-        mine = [one for one in cluster_state.actors().values() if one["JobID"] == job]
+        mine = [
+            one
+            for one in cluster_state.actors().values()
+            # Ray Data has others of its own, and those of earlier passes are dead.
+            if one["JobID"] == job and "MapWorker" in one["ActorClassName"]
+            if one["State"] != "DEAD"
+        ]
         actors = Counter(_ACTOR_STATES.get(one["State"], one["State"]) for one in mine)
         parts.append(_counts("actors", actors))
         restarts = sum(one["NumRestarts"] for one in mine)
         if restarts:
-            parts.append(f"{restarts} restarts of actors so far")
+            parts.append(f"they were restarted {restarts} times")
     except Exception as error:  # a diagnosis that fails must not hide what it was asked for
         parts.append(f"the cluster does not answer ({type(error).__name__}: {error})")
     return "The cluster: " + "; ".join(parts)
