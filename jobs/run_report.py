@@ -102,6 +102,10 @@ def describe_run(prepared: PreparedRun, report: RunReport) -> JobResult:
         "padding_share": counts.padding_share,
         "cut_tokens": counts.cut_tokens,
         "split_sentences": counts.split_sentences,
+        "oom_splits": counts.num_oom_splits,
+        "safe_tokens": counts.safe_tokens,
+        "retried_blocks": counts.num_retries,
+        "isolated_blocks": counts.num_isolated,
         "files_written": report.num_files_written,
         "files_rewritten": report.num_files_rewritten,
         "bytes_written": report.bytes_written,
@@ -135,7 +139,24 @@ def describe_run(prepared: PreparedRun, report: RunReport) -> JobResult:
             f"limits: {counts.split_sentences:,} sentences were split at text.max_sentence_tokens, "
             f"{counts.cut_tokens:,} tokens were cut at text.max_document_tokens"
         )
+    lines += _trouble_lines(report)
     return JobResult(data, "\n".join([head, work, *lines]))
+
+
+def _trouble_lines(report: RunReport) -> list[str]:
+    counts = report.counts
+    lines = []
+    if counts.num_oom_splits:
+        lines.append(
+            f"memory: {counts.num_oom_splits:,} batches did not fit and were halved; "
+            f"batch.max_tokens = {counts.safe_tokens} would have fitted"
+        )
+    if counts.num_retries:
+        lines.append(
+            f"workers died: {counts.num_retries:,} blocks were tried again, "
+            f"{counts.num_isolated:,} of them in processes of their own"
+        )
+    return lines
 
 
 def _rejected_lines(prepared: PreparedRun, report: RunReport) -> list[str]:

@@ -521,6 +521,7 @@ def _snapshot(
             "embedded_tokens": report.counts.tokens,
             "cut_tokens": report.counts.cut_tokens,
             "split_sentences": report.counts.split_sentences,
+            **_trouble(report.counts),
         },
         lineage={
             "source": list(config.source.paths),
@@ -529,6 +530,17 @@ def _snapshot(
             "source_bytes": sum(file.size_bytes for file in prepared.discovery.files),
         },
     )
+
+
+def _trouble(counts: WorkerCounts) -> dict[str, int]:
+    """What the actors met and overcame; absent where there was nothing."""
+    found = {
+        "oom_splits": counts.num_oom_splits,
+        "safe_tokens": counts.safe_tokens or 0,
+        "retried_blocks": counts.num_retries,
+        "isolated_blocks": counts.num_isolated,
+    }
+    return {name: count for name, count in found.items() if count}
 
 
 def schema_hash(schema: pa.Schema) -> str:
