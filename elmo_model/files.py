@@ -14,6 +14,8 @@ from typing import Literal
 
 from elmo_model.errors import ModelFileError
 
+MAX_VOCABULARY_BYTES = 256 << 20
+
 Kind = Literal["hdf5", "safetensors"]
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -50,6 +52,23 @@ def weights_kind(path: str | Path) -> Kind:
     elif head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         what = "is a web page, probably an error message of the server it was fetched from"
     raise ModelFileError(f"{path}: expected HDF5 or safetensors weights, but the file {what}")
+
+
+def read_vocabulary(path: str | Path) -> bytes:
+    """The bytes of a vocabulary file.
+
+    Raises:
+        ModelFileError: more than MAX_VOCABULARY_BYTES.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        content = file.read(MAX_VOCABULARY_BYTES + 1)
+    if len(content) > MAX_VOCABULARY_BYTES:
+        raise ModelFileError(
+            f"{path}: larger than {MAX_VOCABULARY_BYTES} bytes, a vocabulary of a million words "
+            "has about 10 million; was another file given?"
+        )
+    return content
 
 
 @contextmanager

@@ -15,6 +15,11 @@ from typing import Any, NoReturn
 from elmo_model.errors import OptionsError
 
 MAX_OPTIONS_BYTES = 1 << 20
+# What no biLM exceeds: a file that asks for more was made to fill the memory.
+MAX_SIZE = 1 << 24
+MAX_LAYERS = 64
+MAX_CHARACTERS = 1024
+MAX_TOKENS = 1 << 60
 NUM_STORED_CHARACTERS = 261
 # 256 bytes and 5 marks; prediction files count the row of "no token" too.
 N_CHARACTERS_TRAINING, N_CHARACTERS_PREDICTION = NUM_STORED_CHARACTERS, NUM_STORED_CHARACTERS + 1
@@ -212,12 +217,16 @@ class _Section:
             self._missing(key, "an object")
         return _Section(self.left.pop(key), self._where, f"{self._prefix}{key}.")
 
-    def integer(self, key: str, *, minimum: int = 1, default: int | None = None) -> int:
+    def integer(
+        self, key: str, *, minimum: int = 1, maximum: int = MAX_SIZE, default: int | None = None
+    ) -> int:
         value = self.left.pop(key, default)
         if value is None:
             self._missing(key, f"an integer of at least {minimum}")
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             self.fail(key, f"an integer of at least {minimum}", value)
+        if value > maximum:
+            self.fail(key, f"an integer of at most {maximum}", value)
         return value
 
     def optional_integer(self, key: str) -> int | None:
@@ -245,13 +254,15 @@ def _char_cnn(section: _Section) -> CharCnnOptions:
     n_characters = section.left.pop("n_characters", N_CHARACTERS_PREDICTION)
     if n_characters not in (N_CHARACTERS_TRAINING, N_CHARACTERS_PREDICTION):
         section.fail("n_characters", "261 (training) or 262 (prediction)", n_characters)
-    max_characters = section.integer("max_characters_per_token", minimum=3)
+    max_characters = section.integer("max_characters_per_token", minimum=3, maximum=MAX_CHARACTERS)
     activation = section.left.pop("activation", "relu")
     if activation not in ("relu", "tanh"):
         section.fail("activation", "relu or tanh", activation)
     n_highway = section.left.pop("n_highway", None) or 0
     if not isinstance(n_highway, int) or isinstance(n_highway, bool) or n_highway < 0:
         section.fail("n_highway", "an integer of at least 0", n_highway)
+    if n_highway > MAX_LAYERS:
+        section.fail("n_highway", f"an integer of at most {MAX_LAYERS}", n_highway)
     embedding = section.section("embedding")
     return CharCnnOptions(
         embedding_dim=embedding.integer("dim"),
@@ -271,7 +282,7 @@ def _filters(section: _Section, max_width: int) -> tuple[tuple[int, int], ...]:
         section.fail("filters", expected, filters)
     for pair in filters:
         is_pair = isinstance(pair, list) and len(pair) == 2
-        if not is_pair or any(type(part) is not int or part < 1 for part in pair):
+        if not is_pair or any(type(part) is not int or not 1 <= part <= MAX_SIZE for part in pair):
             section.fail("filters", expected, pair)
         if pair[0] > max_width:
             section.fail("filters", expected, pair)
@@ -282,7 +293,7 @@ def _lstm(section: _Section) -> LstmOptions:
     options = LstmOptions(
         dim=section.integer("dim"),
         projection_dim=section.integer("projection_dim"),
-        n_layers=section.integer("n_layers", default=1),
+        n_layers=section.integer("n_layers", maximum=MAX_LAYERS, default=1),
         cell_clip=section.optional_number("cell_clip") or None,
         proj_clip=section.optional_number("proj_clip") or None,
         use_skip_connections=section.boolean("use_skip_connections", default=False),
@@ -305,7 +316,9 @@ def _training(top: _Section) -> TrainingOptions:
         batch_size=top.optional_integer("batch_size"),
         unroll_steps=top.optional_integer("unroll_steps"),
         n_epochs=top.optional_integer("n_epochs"),
-        n_train_tokens=top.integer("n_train_tokens", default=TrainingOptions.n_train_tokens),
+        n_train_tokens=top.integer(
+            "n_train_tokens", maximum=MAX_TOKENS, default=TrainingOptions.n_train_tokens
+        ),
         learning_rate=TrainingOptions.learning_rate if rate is None else rate,
     )
 

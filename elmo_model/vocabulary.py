@@ -16,7 +16,10 @@ import numpy.typing as npt
 
 from elmo_model.characters import SENTENCE_BEGIN, SENTENCE_END
 from elmo_model.errors import ModelFileError
+from elmo_model.files import read_vocabulary
 
+# A longer run without a blank is cut by the tokeniser, and a model sees 50 bytes of a word.
+MAX_WORD_CHARACTERS = 1 << 16
 UNKNOWN = "<UNK>"
 MARKS = (SENTENCE_BEGIN, SENTENCE_END, UNKNOWN)
 
@@ -48,7 +51,7 @@ class Vocabulary:
             earlier = self._ids.setdefault(word, position)
             if earlier != position:
                 raise ModelFileError(
-                    f"{where}: {word!r} is both word {earlier} and word {position}; "
+                    f"{where}: {word[:100]!r} is both word {earlier} and word {position}; "
                     "a word may have one id only, remove the second"
                 )
         missing = [mark for mark in MARKS if mark not in self._ids]
@@ -93,10 +96,10 @@ class Vocabulary:
         Lines end at `\n` only and lose ASCII whitespace at both ends; `!!!MAXTERMID` is skipped.
 
         Raises:
-            ModelFileError: not UTF-8, an empty line, a word twice, or a mark missing.
+            ModelFileError: too large, not UTF-8, an empty line, a word twice, or a mark missing.
             OSError: the file cannot be read.
         """
-        return cls.from_bytes(Path(path).read_bytes(), str(path))
+        return cls.from_bytes(read_vocabulary(path), str(path))
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str) -> Vocabulary:
@@ -164,6 +167,8 @@ def _fault(word: str) -> str | None:
         return "is empty"
     if "\n" in word or "\r" in word:
         return "holds a line break"
+    if len(word) > MAX_WORD_CHARACTERS:
+        return f"is longer than {MAX_WORD_CHARACTERS} characters"
     if word.strip(ASCII_WHITESPACE) != word:
         return "begins or ends with an ASCII blank"
     if word == SKIPPED_LINE:
@@ -178,4 +183,4 @@ def _fault(word: str) -> str | None:
 def _check_word(word: str, where: str) -> None:
     fault = _fault(word)
     if fault is not None:
-        raise ModelFileError(f"{where}, {word!r}, {fault}; remove it")
+        raise ModelFileError(f"{where}, {word[:100]!r}, {fault}; remove it")

@@ -7,6 +7,7 @@ builds a biLM over what it read. Nothing here reads a pickle.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +33,10 @@ StateDict = dict[str, Tensor]
 
 # Only pretraining uses the output layer; files that were exported with it are read without.
 _IGNORED_PREFIX = "softmax/"
+# Trained weights hardly shrink; only tables that nothing has been written to do.
+MAX_EXPANSION = 20
+FREE_EXPANSION_BYTES = 64 << 20
+MAX_ITEMS = 10_000
 
 
 def read_weights(path: str | Path, options: ElmoOptions) -> StateDict:
@@ -135,19 +140,35 @@ def _open_hdf5(where: str) -> Iterator[h5py.File]:
 
 def _sources_of(where: str, file: h5py.File) -> dict[str, _Source]:
     sources: dict[str, _Source] = {}
+    num_items = 0
 
-    def visit(name: str, item: object) -> None:
+    def visit(name: str, item: object) -> bool | None:
+        nonlocal num_items
+        num_items += 1
         if isinstance(item, h5py.Dataset):
             sources[name] = _Source(tuple(item.shape or ()), partial(_load_hdf5, where, name, item))
+        return True if num_items > MAX_ITEMS else None
 
     # Unlike iteration by key, this follows no link that leads to other files.
-    file.visititems(visit)
+    if file.visititems(visit):
+        raise ModelFileError(f"{where}: more than {MAX_ITEMS} groups and datasets, so no biLM")
     return sources
 
 
 def _load_hdf5(where: str, name: str, item: h5py.Dataset) -> Tensor:
     if item.dtype.kind != "f":
         raise ModelFileError(f"{where}: /{name} holds {item.dtype}, expected float32")
+    if item.external or item.is_virtual:
+        raise ModelFileError(
+            f"{where}: /{name} keeps its values in other files, which are not read; copy them into "
+            "one file with h5repack"
+        )
+    stored_bytes = os.path.getsize(where)
+    if item.nbytes > FREE_EXPANSION_BYTES + MAX_EXPANSION * stored_bytes:
+        raise ModelFileError(
+            f"{where}: /{name} declares {item.nbytes} bytes in a file of {stored_bytes}: weights "
+            "do not shrink like that, so the file is damaged or made to fill the memory"
+        )
     return torch.from_numpy(np.asarray(item[...], np.float32))
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elmo_model.characters import SENTENCE_BEGIN, SENTENCE_END
-from elmo_model.errors import VocabularyError
+from elmo_model.errors import ModelFileError, VocabularyError
+from elmo_model.files import read_vocabulary
 from elmo_model.vocabulary import ASCII_WHITESPACE, SKIPPED_LINE, UNKNOWN
 
 
@@ -23,10 +24,12 @@ def read_words(path: str | Path) -> tuple[str, ...]:
     Lines end at `\n` only and lose ASCII whitespace at both ends; `!!!MAXTERMID` is skipped.
 
     Raises:
-        VocabularyError: the file cannot be read, or is not UTF-8.
+        VocabularyError: the file cannot be read, is too large, or is not UTF-8.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8")
+        text = read_vocabulary(path).decode("utf-8")
+    except ModelFileError as error:
+        raise VocabularyError(str(error)) from None
     except OSError as error:
         raise VocabularyError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

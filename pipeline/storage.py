@@ -33,6 +33,7 @@ import pyarrow.fs as pafs
 from pipeline.errors import (
     AlreadyExistsError,
     ConfigError,
+    CorruptFileError,
     MissingFileError,
     StorageError,
     UnknownOutcomeError,
@@ -242,12 +243,15 @@ class Storage:
         """The whole content of a small file.
 
         Raises:
-            StorageError: it is larger than `max_bytes`.
+            CorruptFileError: it is larger than `max_bytes`, so it is not what was written.
         """
         with self.open_input(path) as file, self._reporting("read", path):
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
-            raise StorageError(f"{self._where(path)}: larger than the allowed {max_bytes} bytes")
+            raise CorruptFileError(
+                f"{redact_url(self._where(path))}: larger than the allowed {max_bytes} bytes, so "
+                "it is not what was written here; restore it"
+            )
         return data
 
     def put_if_absent(self, path: str, data: bytes) -> None:
@@ -265,7 +269,7 @@ class Storage:
         self._check_file(path)
         try:
             self._create(path, self._full(path), data)
-        except AlreadyExistsError:
+        except (AlreadyExistsError, UnknownOutcomeError):
             if not self._holds(path, data):
                 raise
 
@@ -301,8 +305,7 @@ class Storage:
             return False
         except (StorageError, ConfigError) as error:
             raise UnknownOutcomeError(
-                f"{self._where(path)}: there is a file, and it is not known whether this call "
-                f"created it: {error}"
+                f"{self._where(path)}: it is not known whether this call created the file: {error}"
             ) from error
 
     def put(self, path: str, data: bytes) -> None:

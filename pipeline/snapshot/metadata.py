@@ -26,7 +26,8 @@ from pipeline.redaction import redact_values
 from pipeline.storage_urls import check_path
 
 FORMAT_VERSION = 1
-MAX_MANIFEST_BYTES = 1 << 30
+# About 300,000 files; a hostile one of this size takes less than 4 GiB of memory to refuse.
+MAX_MANIFEST_BYTES = 128 << 20
 RECORDED_PACKAGES = ("elmo-nightly", "pyarrow", "ray", "torch", "numpy")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -183,7 +184,8 @@ class Snapshot:
         if len(data) > MAX_MANIFEST_BYTES:
             raise ConfigError(
                 f"snapshot {self.number}: the manifest of {len(self.files)} files would take "
-                f"{len(data)} bytes of at most {MAX_MANIFEST_BYTES}; raise output.target_file_bytes"
+                f"{len(data)} bytes of at most {MAX_MANIFEST_BYTES}; nothing was committed. Raise "
+                "output.target_file_bytes, and run 'elmo snapshots compact'"
             )
         return data
 
@@ -192,7 +194,7 @@ class Snapshot:
         """Read a manifest.
 
         Args:
-            data: at most 1 GiB of JSON.
+            data: at most 128 MiB of JSON.
             where: URL of the manifest, for messages.
 
         Raises:

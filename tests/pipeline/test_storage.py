@@ -13,6 +13,7 @@ import pytest
 from pipeline.errors import (
     AlreadyExistsError,
     ConfigError,
+    CorruptFileError,
     MissingFileError,
     StorageError,
     UnknownOutcomeError,
@@ -152,7 +153,7 @@ def test_a_missing_file_is_told_from_a_failure(storage):
 
 def test_an_oversized_file_is_not_read_whole(storage):
     storage.put("big", b"12345")
-    with pytest.raises(StorageError, match="allowed 4 bytes"):
+    with pytest.raises(CorruptFileError, match="allowed 4 bytes"):
         storage.read_bytes("big", 4)
 
 
