@@ -114,6 +114,7 @@ def _data(report: VerifyReport) -> dict[str, Any]:
         "size_bytes": report.size_bytes,
         "problems": [vars(problem) for problem in report.problems],
         "orphans": report.orphans,
+        "feed_missing": report.feed_missing,
         "reembedded": vars(report.reembedded) if report.reembedded else None,
     }
 
@@ -131,6 +132,8 @@ def _text(report: VerifyReport, missing: str | None) -> str:
         lines.append(_sample_line(report.reembedded))
     if missing:
         lines.append(f"no documents were embedded again: {missing}")
+    if report.feed_missing:
+        lines.append(f"the change feed was not checked: {report.feed_missing}")
     if report.orphans:
         lines.append(
             f"data files that belong to no snapshot: {len(report.orphans):,} (of a stopped run, or "

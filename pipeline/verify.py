@@ -1,8 +1,9 @@
-"""Check a snapshot against its manifest: files, hashes, counts, values, ids. Changes nothing.
+"""Check a snapshot against its manifest: files, hashes, counts, values, ids, and its change feed.
 
 Each file is read twice: once for its SHA-256, once for its rows. Memory holds one batch a thread
 and 8 bytes a document, so that ids can be found unique across files. Knows no encoder: a callable
-may embed a sample of documents again, and its vectors are compared with the stored ones.
+may embed a sample of documents again, and its vectors are compared with the stored ones. Changes
+nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pipeline.partitions import parse_partition
 from pipeline.snapshot.commit import SnapshotStore
 from pipeline.snapshot.metadata import DataFile, Snapshot
 from pipeline.storage import Storage
+from pipeline.verify_feed import check_feed
 from pipeline.verify_sample import Problem, Reembed, Reembedded, SampledDocument, check_sample
 
 __all__ = ["Problem", "Reembed", "Reembedded", "VerifyReport", "orphans", "verify_snapshot"]
@@ -44,7 +46,10 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked and found. `orphans` are data files that no snapshot names: no problem."""
+    """What was checked and found. `orphans` are data files that no snapshot names: no problem.
+
+    `feed_missing` says why the change feed was not checked; None where it was.
+    """
 
     number: int
     num_files: int
@@ -54,6 +59,7 @@ class VerifyReport:
     problems: tuple[Problem, ...]
     orphans: tuple[str, ...]
     reembedded: Reembedded | None = None
+    feed_missing: str | None = None
 
     @property
     def is_good(self) -> bool:
@@ -96,6 +102,8 @@ def verify_snapshot(
     problems += _check_rejected_files(storage, snapshot)
     problems += _check_counts(snapshot)
     problems += _check_unique(storage, snapshot, findings)
+    feed = check_feed(storage, snapshot)
+    problems += feed.problems
     reembedded = None
     if reembed is not None:
         samples = heapq.nsmallest(
@@ -117,6 +125,7 @@ def verify_snapshot(
         problems=tuple(problems),
         orphans=found_orphans,
         reembedded=reembedded,
+        feed_missing=feed.missing,
     )
 
 

@@ -80,6 +80,26 @@ def _write(storage: Storage, number: int, run_id: str, table: pa.Table) -> str:
     return path
 
 
+def same_vectors(old: Snapshot, new: Snapshot) -> bool:
+    """Whether a document of equal content has equal rows in both: same encoder, same columns."""
+    return old.fingerprint == new.fingerprint and old.schema.equals(new.schema)
+
+
+def operations(pairs: pa.Table, same: bool) -> tuple[pa.ChunkedArray, NDArray[np.bool_]]:
+    """What a feed has to say of each document.
+
+    Args:
+        pairs: `documents.PAIR_SCHEMA`.
+        same: as `same_vectors` of the two snapshots.
+
+    Returns: the operation, null for none; and True where a document is in both, unchanged.
+    """
+    is_old, is_new = (pairs[name].is_valid() for name in ("old_file", "new_file"))
+    unchanged = pc.and_(pairs["same_content"], same)
+    op = pc.if_else(is_old, pc.if_else(is_new, UPDATE, DELETE), ADD)
+    return pc.if_else(unchanged, pa.scalar(None, pa.string()), op), unchanged.to_numpy()
+
+
 def read_feed_file(storage: Storage, path: str, schema: pa.Schema) -> Iterator[pa.Table]:
     """The rows of one file of a feed, READ_ROWS at a time.
 
@@ -298,11 +318,7 @@ class _Unchanged:
     ) -> None:
         self._storage = storage
         self._places = places
-        self._is_comparable = (
-            before is not None
-            and before.fingerprint == after.fingerprint
-            and before.schema.equals(after.schema)
-        )
+        self._is_comparable = before is not None and same_vectors(before, after)
         old_files = before.files if before is not None else ()
         new_paths, old_paths = ({file.path for file in files} for files in (after.files, old_files))
         self._old_only = [file for file in old_files if file.path not in new_paths]

@@ -24,6 +24,8 @@ from pipeline.snapshot.changes import (
     DELETE,
     MOVE_SCHEMA,
     UPDATE,
+    operations,
+    same_vectors,
     write_changes,
     write_moves,
 )
@@ -137,8 +139,7 @@ def _equal(parent: Snapshot, target: Snapshot) -> bool:
     """Whether the two are the same state, whoever made them."""
     return (
         set(parent.files) == set(target.files)
-        and parent.fingerprint == target.fingerprint
-        and parent.schema.equals(target.schema)
+        and same_vectors(parent, target)
         and parent.idempotency_key == target.idempotency_key
     )
 
@@ -148,9 +149,7 @@ class _Feed:
 
     def __init__(self, parent: Snapshot, target: Snapshot, pairs: DocumentPairs) -> None:
         self._parent, self._target, self._pairs = parent, target, pairs
-        self._same_vectors = parent.fingerprint == target.fingerprint and parent.schema.equals(
-            target.schema
-        )
+        self._same_vectors = same_vectors(parent, target)
         self.counts = {ADD: 0, UPDATE: 0, DELETE: 0}
         # For each file of the parent: the old file that holds most of its unchanged documents.
         self._leads_to = np.full(len(parent.files), -1, np.int64)
@@ -187,7 +186,7 @@ class _Feed:
         paths = pa.array([file.path for file in self._target.files], pa.string())
         changes, moved = [], []
         for pairs in self._pairs:
-            ops, same = self._classified(pairs)
+            ops, same = operations(pairs, self._same_vectors)
             file = paths.take(pairs["new_file"])
             rows = pa.table([pairs["id"], ops, file], names=CHANGE_SCHEMA.names)
             rows = rows.filter(ops.is_valid())
@@ -204,7 +203,7 @@ class _Feed:
         """Old file, new file, and how many unchanged documents went from one to the other."""
         total: dict[tuple[int, int], int] = {}
         for pairs in self._pairs:
-            ops, same = self._classified(pairs)
+            ops, same = operations(pairs, self._same_vectors)
             for item in pc.value_counts(ops).to_pylist():
                 if item["values"] is not None:
                     self.counts[item["values"]] += item["counts"]
@@ -214,13 +213,6 @@ class _Feed:
                 total[old, new] = total.get((old, new), 0) + count
         for (old, new), count in sorted(total.items()):
             yield old, new, count
-
-    def _classified(self, pairs: pa.Table) -> tuple[pa.Array, np.ndarray]:
-        """The operation of each document, null for none; and whether it is there unchanged."""
-        is_old, is_new = (pairs[name].is_valid() for name in ("old_file", "new_file"))
-        same = pc.and_(pairs["same_content"], self._same_vectors)
-        op = pc.if_else(is_old, pc.if_else(is_new, UPDATE, DELETE), ADD)
-        return pc.if_else(same, pa.scalar(None, pa.string()), op), same.to_numpy()
 
 
 def _successor(
