@@ -2,6 +2,7 @@
 # make test   makes the environment and runs the tests
 # make lint   style and types     make setup   the environment only
 # make docs   rewrites the parts of docs/ that come from the code     make clean   removes all of it
+# make fuzz   reads damaged files of all formats for FUZZ_SECONDS (1200) and reports what goes wrong
 #
 # PYTHON names the interpreter (3.11 or newer); PIP_ARGS goes to the installer as it is, for example
 # PIP_ARGS="--extra-index-url URL" for an index of CPU-only torch.
@@ -9,13 +10,14 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 1200
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := .demo
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint docs clean
+.PHONY: setup demo test lint docs fuzz clean
 
 setup: $(STAMP)
 
@@ -54,6 +56,9 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: setup
+	@$(BIN)/python -m tests.pipeline.fuzz_readers --seconds $(FUZZ_SECONDS)
 
 lint: setup
 	@$(BIN)/ruff check .
