@@ -251,6 +251,14 @@ class Snapshot:
                 f"{where}: the schema must end with the partition columns {list(columns)}, found "
                 f"{self.schema.names}"
             )
+        places = {
+            "rejected_files": ("_rejected/", self.rejected_files),
+            "changes": ("changes/", self.changes or ()),
+            "moved": ("changes/", self.moved),
+        }
+        for key, (directory, listed) in places.items():
+            for index, path in enumerate(listed):
+                _check_path(path, directory, f"{where}: {key}[{index}]")
         paths = set()
         for file in self.files:
             if tuple(file.partition) != columns:
@@ -384,12 +392,7 @@ class _Reader:
 
     def path(self, key: str) -> str:
         value = self.text(key)
-        try:
-            check_path(value, value)
-        except ConfigError as error:
-            raise CorruptFileError(f"{self._where}: {key}: {error}") from None
-        if not value.startswith("data/"):
-            raise CorruptFileError(f"{self._where}: {key}: {value!r} is not under data/")
+        _check_path(value, "data/", f"{self._where}: {key}")
         return value
 
     def _typed(self, key: str, kind: type, expected: str) -> Any:
@@ -399,6 +402,16 @@ class _Reader:
                 f"{self._where}: {key}: {expected} is expected, found {_kind(value)}"
             )
         return value
+
+
+def _check_path(value: str, directory: str, where: str) -> None:
+    """Refuse a path that leaves its place in the snapshot directory."""
+    try:
+        check_path(value, value)
+    except ConfigError as error:
+        raise CorruptFileError(f"{where}: {error}") from None
+    if not value.startswith(directory):
+        raise CorruptFileError(f"{where}: {value[:300]!r} is not under {directory}")
 
 
 def _count(value: Any, where: str) -> int:
