@@ -237,8 +237,11 @@ def test_a_feed_that_leads_to_a_file_of_no_snapshot_is_refused(store):
 def test_a_feed_outside_of_the_directory_is_not_opened(store):
     Night(THREE).commit(store)
     parent = store.latest()
-    store.commit(snapshot(parent.files, changes=("../../x",), run_id="bad").numbered(parent))
-    with pytest.raises((ConfigError, CorruptFileError), match="relative"):
+    hostile = snapshot(parent.files, changes=("../../x",), run_id="bad").numbered(parent)
+    with pytest.raises(CorruptFileError, match=r"changes.0.*relative"):
+        store.commit(hostile)
+    store.storage.put_if_absent("_snapshots/00000002.json", hostile.to_json())
+    with pytest.raises(CorruptFileError, match=r"changes.0.*relative"):
         composed(store, 1, 2)
 
 
