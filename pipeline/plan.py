@@ -157,7 +157,8 @@ def _make_plan(
     ]
     timeout_s = config.run.no_progress_timeout_s
     corpus = CorpusCounts()
-    for counts in gather([refs[-2] for refs in of_corpus], "indexing the corpus", timeout_s):
+    done = [refs[-2] for refs in of_corpus]
+    for counts in gather(done, "indexing the corpus", timeout_s, _names(groups)):
         corpus.add(counts)
     if len(corpus.partitions) > MAX_PARTITIONS:
         raise SourceError(
@@ -218,6 +219,16 @@ def group_splits(
     for group, split in zip(group_of_split.tolist(), splits, strict=True):
         groups.setdefault(group, []).append(split)
     return tuple(tuple(group) for group in groups.values())
+
+
+def _names(groups: Sequence[Sequence[SourceSplit]]) -> list[str]:
+    """What to call each group in a message: its first files."""
+    names = []
+    for group in groups:
+        paths = list(dict.fromkeys(split.path for split in group))
+        more = f" or one of {len(paths) - 3} other files" if len(paths) > 3 else ""
+        names.append(", ".join(paths[:3]) + more)
+    return names
 
 
 def _group_files(files: Sequence[DataFile]) -> list[list[NumberedFile]]:

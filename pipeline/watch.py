@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray._private import state as cluster_state  # the only view of actors without a dashboard
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from pipeline.cluster import ray_errors
 from pipeline.errors import ClusterError
@@ -28,7 +29,9 @@ _ACTOR_STATES = {
 }
 
 
-def gather(refs: Sequence[Any], stage: str, timeout_s: int) -> list[Any]:
+def gather(
+    refs: Sequence[Any], stage: str, timeout_s: int, inputs: Sequence[str] = ()
+) -> list[Any]:
     """Wait for tasks and return their results in order, like `ray.get`, but not for ever.
 
     The first failure ends the wait, and tasks that are still running are then cancelled.
@@ -37,9 +40,11 @@ def gather(refs: Sequence[Any], stage: str, timeout_s: int) -> list[Any]:
         refs: what tasks returned; results should be small, they come to this process.
         stage: what is waited for, as a noun of the message: `comparing`.
         timeout_s: it is an error when no further task ends for so long.
+        inputs: what each task works on, to name it should the task kill its process.
 
     Raises:
-        ClusterError: nothing moved, with a diagnosis; or Ray itself failed.
+        ClusterError: nothing moved, with a diagnosis; a task killed its process each time it was
+            tried; or Ray itself failed.
         PipelineError, ElmoError: what a task raised.
     """
     pending = list(refs)
@@ -51,7 +56,7 @@ def gather(refs: Sequence[Any], stage: str, timeout_s: int) -> list[Any]:
                 done, pending = ray.wait(
                     pending, num_returns=len(pending), timeout=min(POLL_S, left_s)
                 )
-                ray.get(done)  # raises what a task raised
+                _check_done(done, refs, stage, inputs)
                 now = time.monotonic()
                 if done:
                     moved = now
@@ -66,6 +71,40 @@ def gather(refs: Sequence[Any], stage: str, timeout_s: int) -> list[Any]:
             with contextlib.suppress(Exception):
                 ray.cancel(ref, force=True)
         raise
+
+
+def _check_done(
+    done: Sequence[Any], refs: Sequence[Any], stage: str, inputs: Sequence[str]
+) -> None:
+    """Raise what a task raised; of one that killed its process, say what it worked on."""
+    try:
+        ray.get(done)
+    except (WorkerCrashedError, OutOfMemoryError) as error:
+        finished = set(done)
+        deadly = [
+            name
+            for ref, name in zip(refs, inputs, strict=False)
+            if ref in finished and _has_crashed(ref)
+        ]
+        if not deadly:
+            raise
+        more = f" (and {len(deadly) - 1} other tasks)" if len(deadly) > 1 else ""
+        how = "ran out of memory" if isinstance(error, OutOfMemoryError) else "died"
+        raise ClusterError(
+            f"{stage}: the process {how} each time it worked on {deadly[0]}{more}. Nothing was "
+            "committed, what was recorded is kept: look into that file, or move it out of the "
+            "corpus, and run again"
+        ) from error
+
+
+def _has_crashed(ref: Any) -> bool:
+    try:
+        ray.get(ref)
+    except (WorkerCrashedError, OutOfMemoryError):
+        return True
+    except Exception:
+        return False
+    return False
 
 
 def no_progress(

@@ -1,5 +1,7 @@
 """Waiting for tasks ends: with their results, with what one raised, or with a diagnosis."""
 
+import os
+import signal
 import time
 
 import pytest
@@ -52,3 +54,19 @@ def test_a_cluster_without_a_free_cpu_is_named_as_such(ray_cluster):
             gather([ray_cluster.remote(double).remote(1)], "indexing", 2)
     finally:
         ray_cluster.cancel(holder, force=True)
+
+
+def die(number):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_task_that_kills_its_process_is_named_by_what_it_worked_on(ray_cluster):
+    functions = [double, die, double]
+    refs = [ray_cluster.remote(num_cpus=0.1)(function).remote(1) for function in functions]
+    names = ["s3://b/a.parquet", "s3://b/b.parquet", "s3://b/c.parquet"]
+    with pytest.raises(
+        ClusterError, match=r"^reading: the process died each time it worked on s3://b/b.parquet\. "
+    ):
+        gather(refs, "reading", 120, names)
+    with pytest.raises(ClusterError):
+        gather([ray_cluster.remote(max_retries=0)(die).remote(1)], "reading", 120)
