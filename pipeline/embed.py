@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.bucketing import windows
 from pipeline.errors import PipelineError
+from pipeline.excerpt import MAX_EXCERPT_CHARS, excerpt
 from pipeline.records import OFFSET_COLUMN, SOURCE_COLUMN, RejectedRow
 from pipeline.token_window import PROCESS_DIED, TokenWindow, VectorModel, WindowError
 
@@ -213,4 +214,10 @@ def _reject(
         stage=stage,
         code=code,
         message=message,
+        excerpt=excerpt(" ".join(_first_tokens(part, index))),
     )
+
+
+def _first_tokens(part: pa.Table, index: int) -> list[str]:
+    tokens: list[str] = part["tokens"][index].values.slice(0, MAX_EXCERPT_CHARS).to_pylist()
+    return tokens

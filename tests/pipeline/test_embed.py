@@ -157,7 +157,7 @@ def test_a_document_that_breaks_the_model_is_rejected_and_its_neighbours_are_not
     assert {row["id"] for row in rows} == {"a", "b", "d"}
     (row,) = rejected
     assert (row.id, row.source, row.offset, row.stage) == ("c", "s.jsonl", 200, "embed")
-    assert row.code == "embed_failed"
+    assert (row.code, row.excerpt) == ("embed_failed", "four five six seven eight")
     assert "a word that breaks the model" in row.message
 
 
