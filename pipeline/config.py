@@ -12,11 +12,14 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.redaction import is_secret_name, redact_text
 
 RESERVED_COLUMNS = frozenset(
     {"id", "content_hash", "sentence_index", "token_index", "start", "end", "token", "vector"}
 )
 
+
+MAX_SHOWN_CHARS = 200
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -169,6 +172,11 @@ class OutputConfig(Section):
     target_file_bytes: int = Field(
         256 << 20, gt=0, description="a data file is closed once it reaches this size"
     )
+    verify_writes: bool = Field(
+        True,
+        description="read every data file back from an object store and compare its SHA-256 "
+        "before it may be listed; on local disk only the size is looked at",
+    )
 
 
 class RunConfig(Section):
@@ -300,4 +308,5 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if not key or isinstance(error["input"], (dict, BaseModel)):
         return message
-    return f"{key}: {message}, found {error['input']!r}"
+    found = "***" if is_secret_name(key) else redact_text(repr(error["input"])[:MAX_SHOWN_CHARS])
+    return f"{key}: {message}, found {found}"

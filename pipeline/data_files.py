@@ -1,17 +1,19 @@
 """Write data files (Parquet or Arrow IPC) and read them back, checked. Knows no snapshots.
 
 A data file is written once, under `data/<partition>/<run>-<uuid>.<ending>`, and never changed. Its
-SHA-256 is taken of the bytes on their way to the store. Memory holds one row group.
+SHA-256 is taken of the bytes on their way to the store, and what is stored is compared with it
+before the file may be listed. Memory holds one row group, and the bytes of a small file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +21,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from pipeline.config import OutputConfig
-from pipeline.errors import CorruptFileError
+from pipeline.errors import CorruptFileError, StorageError
 from pipeline.extension_types import refuse_unpickling, said_by
 from pipeline.partitions import partition_path
 from pipeline.snapshot.metadata import DataFile, check_no_extension_types
@@ -31,6 +33,9 @@ ROW_GROUP_BYTES = 32 << 20
 IPC_BATCH_BYTES = 8 << 20
 READ_BATCH_BYTES = 16 << 20
 COPY_BYTES = 4 << 20
+# A file up to this size is kept in memory until it is verified, and sent again if it was damaged.
+RESEND_BYTES = 16 << 20
+RESEND_ATTEMPTS = 3
 ZSTD_LEVEL = 1
 
 _ENDINGS = {"parquet": ".parquet", "arrow": ".arrow"}
@@ -66,12 +71,16 @@ class DataFileWriter:
         name = f"{run_id}-{uuid.uuid4().hex}{_ENDINGS[output.format]}"
         directory = partition_path(partition)
         self._path = f"{DATA}/{directory}/{name}" if directory else f"{DATA}/{name}"
+        self._storage = storage
         self._schema = schema
         self._partition = dict(partition)
         self._ids = _IdCounter()
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
-        self._sink = _HashingSink(storage.create_output(self._path))
+        self._reads_back = output.verify_writes and not storage.is_local
+        self._sink = _HashingSink(
+            storage.create_output(self._path), RESEND_BYTES if self._reads_back else 0
+        )
         encoder = _ParquetEncoder if output.format == "parquet" else _IpcEncoder
         try:
             self._encoder: _Encoder = encoder(self._sink, schema, output.compression)
@@ -114,10 +123,11 @@ class DataFileWriter:
             self._flush()
 
     def close(self) -> DataFile:
-        """Finish the file and make it durable.
+        """Finish the file, make it durable and compare what is stored with what was written.
 
         Raises:
-            StorageError: the store failed; the file is aborted.
+            StorageError: the store failed, or holds something else than what was written: the file
+                is thrown away.
         """
         try:
             self._flush()
@@ -127,6 +137,8 @@ class DataFileWriter:
             self.abort()
             raise
         self._finished = True
+        self._verify()
+        self._sink.copy = None
         return DataFile(
             path=self._path,
             num_rows=self._ids.num_rows,
@@ -147,6 +159,37 @@ class DataFileWriter:
             with suppress(pa.ArrowException, OSError, ValueError):
                 self._encoder.close()
             self._sink.output.abort()
+
+    def _verify(self) -> None:
+        damage = self._damage()
+        for _ in range(RESEND_ATTEMPTS if self._sink.copy is not None else 0):
+            if damage is None:
+                return
+            self._storage.put(self._path, bytes(self._sink.copy or b""))
+            damage = self._damage()
+        if damage is not None:
+            with suppress(StorageError):
+                self._storage.delete(self._path)
+            raise StorageError(
+                f"{self._storage.url_of(self._path)}: {damage}: the file was damaged on its way to "
+                "the store. No snapshot lists it; run again, and if this comes back look for a "
+                "broken proxy, network card or memory"
+            )
+
+    def _damage(self) -> str | None:
+        """How the stored file differs from what was written, None if it does not."""
+        written = self._sink.size_bytes
+        info = self._storage.info_or_none(self._path)
+        if info is None or info.size_bytes != written:
+            stored = "nothing" if info is None else f"{info.size_bytes} bytes"
+            return f"{written} bytes were written, {stored} stored"
+        if self._reads_back:
+            with self._storage.open_input(self._path) as source:
+                size_bytes, sha256 = _digest(source)
+            expected = self._sink.sha256.hexdigest()
+            if (size_bytes, sha256) != (written, expected):
+                return f"written with SHA-256 {expected}, stored with {sha256}"
+        return None
 
     def _flush(self) -> None:
         if self._pending:
@@ -215,17 +258,23 @@ class _HashingSink:
 
     closed = False
 
-    def __init__(self, output: OutputFile) -> None:
+    def __init__(self, output: OutputFile, max_copy_bytes: int) -> None:
         self.output = output
         self.sha256 = hashlib.sha256()
         self.size_bytes = 0
         self.is_open = True
+        self.copy: bytearray | None = bytearray() if max_copy_bytes else None
+        self._max_copy_bytes = max_copy_bytes
 
     def write(self, data: Any) -> int:
         if self.is_open:
             self.sha256.update(data)
             self.output.write(data)
             self.size_bytes += len(data)
+            if self.size_bytes > self._max_copy_bytes:
+                self.copy = None
+            elif self.copy is not None:
+                self.copy += data
         return len(data)
 
     def flush(self) -> None:
@@ -288,25 +337,48 @@ def verified_file(storage: Storage, file: DataFile) -> Iterator[pa.NativeFile]:
         MissingFileError: it is gone.
         StorageError: the store failed.
     """
+    url = storage.url_of(file.path)
     with ExitStack() as stack:
         source = stack.enter_context(storage.open_input(file.path))
-        copy = None
-        path = storage.url_of(file.path)
-        if not storage.is_local:
-            copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="elmo-"))
-            path = copy.name
-        digest = hashlib.sha256()
-        size_bytes = 0
-        while data := source.read(COPY_BYTES):
-            digest.update(data)
-            size_bytes += len(data)
-            if copy is not None:
-                copy.write(data)
+        # It has no name, so that nothing of it stays behind when the process is killed.
+        copy = None if storage.is_local else stack.enter_context(_unnamed_file())
+        size_bytes, sha256 = _digest(source, copy)
+        _check(url, "bytes", file.size_bytes, size_bytes)
+        _check(url, "as SHA-256", file.sha256, sha256)
+        if copy is None:
+            yield stack.enter_context(pa.OSFile(url))
+        else:
+            copy.seek(0)
+            yield stack.enter_context(pa.PythonFile(copy, mode="r"))
+
+
+def _unnamed_file() -> io.FileIO:
+    # Without a buffer, closing the file cannot meet a full disk a second time.
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def _digest(source: BinaryIO, copy: io.FileIO | None = None) -> tuple[int, str]:
+    """Size and SHA-256 of what is left to read; also written to `copy`."""
+    digest = hashlib.sha256()
+    size_bytes = 0
+    while data := source.read(COPY_BYTES):
+        digest.update(data)
+        size_bytes += len(data)
         if copy is not None:
-            copy.flush()
-        _check(storage.url_of(file.path), "bytes", file.size_bytes, size_bytes)
-        _check(storage.url_of(file.path), "as SHA-256", file.sha256, digest.hexdigest())
-        yield stack.enter_context(pa.OSFile(path))
+            _copy_all(data, copy)
+    return size_bytes, digest.hexdigest()
+
+
+def _copy_all(data: bytes, copy: io.FileIO) -> None:
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[copy.write(view) :]
+    except OSError as error:
+        raise StorageError(
+            f"{tempfile.gettempdir()}: no room for the copy of a data file "
+            f"({error.strerror}); free some, or set TMPDIR to a larger disk"
+        ) from error
 
 
 def read_schema(source: pa.NativeFile, path: str) -> pa.Schema:

@@ -96,17 +96,19 @@ def http_status(error: BaseException | None) -> int | None:
 def translated(error: Exception, action: str, url: str, unknown_outcome: bool) -> PipelineError:
     """The error of `pipeline.errors` that tells the caller what `error` means."""
     tried = ""
-    unclear = False
+    unclear: bool | None = None
     if isinstance(error, RetriedError):
         tried, unclear = f"; {error}", error.unclear
         error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     code = error_code(error)
+    if unclear is None:
+        unclear = not _is_definite(error, code)
     said = redact_url(_message(error)) + tried
     if isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412"):
         if action in _WRITING:
             return AlreadyExistsError(f"{url}: exists already")
         return StorageError(f"{url}: was replaced while it was read; run again when it is at rest")
-    if unknown_outcome and unclear:
+    if unknown_outcome and unclear and tried:
         return _unknown(url, action, said + _hint(error, code))
     if code == "NoSuchBucket":
         return ConfigError(f"{url}: the bucket does not exist; create it or mend the URL")
@@ -117,7 +119,7 @@ def translated(error: Exception, action: str, url: str, unknown_outcome: bool) -
     if isinstance(error, FileNotFoundError) or no_directory:
         return MissingFileError(f"{url}: there is no such file")
     hint = _hint(error, code)
-    if unknown_outcome and not _is_definite(error, code):
+    if unknown_outcome and unclear:
         return _unknown(url, action, said + hint)
     return StorageError(f"{url}: could not {action} this: {said}{hint}")
 

@@ -8,9 +8,11 @@ bodies that the store found damaged on their way. 403, 404 and 412 are answers.
 The limits stand in the environment, where tasks and actors find them like the credentials:
 
     ELMO_STORE_ATTEMPTS           times that one request is sent, 10
-    ELMO_STORE_TOTAL_S            seconds that one request may take, all attempts together, 300
+    ELMO_STORE_TOTAL_S            seconds that one request may take, all attempts together, 180
     ELMO_STORE_READ_TIMEOUT_S     seconds without a byte of an answer that end an attempt, 60
     ELMO_STORE_CONNECT_TIMEOUT_S  seconds until a connection must stand, 10
+    ELMO_STORE_FIRST_PAUSE_S      longest pause after the first failure, 0.2; it doubles each time
+    ELMO_STORE_LONGEST_PAUSE_S    until it is this, 20
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class RetryPolicy:
     """The limits of the requests to one store; times in seconds."""
 
     attempts: int = 10
-    total_s: float = 300
+    total_s: float = 180
     read_timeout_s: float = 60
     connect_timeout_s: float = 10
     first_pause_s: float = 0.2

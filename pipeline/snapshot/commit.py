@@ -29,7 +29,8 @@ from pipeline.storage import Storage
 SNAPSHOTS = "_snapshots"
 
 _MANIFEST = re.compile(rf"{SNAPSHOTS}/(\d{{8,}})\.json")
-_PUT_ATTEMPTS = 4
+# The storage has tried each put often enough before its outcome is called unknown.
+_PUT_ATTEMPTS = 2
 _COMMIT_ATTEMPTS = 50
 
 
@@ -68,7 +69,15 @@ class SnapshotStore:
     def latest(self) -> Snapshot | None:
         """The current snapshot, None before the first commit."""
         number = self.latest_number()
-        return None if number is None else self.load(number)
+        while number is not None:
+            try:
+                return self.load(number)
+            except ConfigError:
+                newer = self.latest_number()
+                if newer == number:
+                    raise
+                number = newer  # Replaced and expired between the two requests.
+        return None
 
     def load(self, number: int) -> Snapshot:
         """Read one snapshot.
