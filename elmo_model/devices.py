@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import re
 
 import torch
 
 from elmo_model.errors import DeviceError
+
+# How the allocators below torch say it where torch has no error of its own for it.
+_OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (can't|not enough)|(CUDA|HIP|XPU|MPS)[a-z ]* out of memory|"
+    r"\w+_STATUS_ALLOC_FAILED|std::bad_alloc|cudaErrorMemoryAllocation|"
+    r"could not create a memory object|unable to mmap|Cannot allocate memory"
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,3 +60,21 @@ def select_dtype(name: str, device: torch.device) -> torch.dtype:
             f"({error}); use float32"
         ) from error
     return dtype
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, on a GPU or in the machine.
+
+    torch raises a class of its own for its GPU allocator, and a plain RuntimeError for that of the
+    CPU and for those of the libraries below it.
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def free_caches() -> None:
+    """Give back what torch keeps of freed GPU memory. Costs time: for when memory was short."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

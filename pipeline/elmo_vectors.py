@@ -6,18 +6,19 @@ put back in order. Only what will be written leaves the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from elmo_model.devices import free_caches, is_out_of_memory
 from elmo_model.encoder import Encoder, LayerChoice
 from pipeline import pooling
-from pipeline.bucketing import SENTENCE_MARKS, batches
 from pipeline.config import VectorConfig
-from pipeline.token_window import BatchCounts, TokenWindow
+from pipeline.token_budget import TokenBudget, first_line
+from pipeline.token_window import OUT_OF_MEMORY, BatchCounts, TokenWindow, WindowError
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -31,7 +32,7 @@ class ElmoVectors:
         self._encoder = encoder
         self._choice = choice
         self._config = config
-        self._max_tokens = max_tokens
+        self._budget = TokenBudget(max_tokens)
         self.dim = choice.dim(encoder)
         self.vector_columns = vector_columns(choice.num_outputs(encoder))
         self.counts = BatchCounts()
@@ -39,21 +40,46 @@ class ElmoVectors:
     def vectors(self, window: TokenWindow) -> NDArray[np.floating]:
         """Encode, mix and pool one window.
 
+        A batch that does not fit into memory is halved, and so is what comes after it.
+
         Returns: (rows, K, dim) in the configured element type; a value that the type cannot hold is
         infinite.
+
+        Raises:
+            WindowError: a sentence alone, or what all of the window needs, does not fit.
         """
-        if self._config.level == "token":
-            return self._token_vectors(window)
+        try:
+            if self._config.level == "token":
+                return self._token_vectors(window)
+            return self._pooled_vectors(window)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = first_line(error)
+        free_caches()
+        num_tokens = len(window.word_ids)
+        message = f"the vectors of {num_tokens} tokens do not fit into memory: {reason}"
+        raise WindowError(OUT_OF_MEMORY, message)
+
+    def release_memory(self) -> None:
+        """Give back memory that is only held for later batches."""
+        free_caches()
+
+    def _pooled_vectors(self, window: TokenWindow) -> NDArray[np.floating]:
         config = self._config
         device = self._encoder.device
         lengths_S = torch.from_numpy(window.sentence_lengths).to(device)
         partial_SKD: Tensor | None = None
-        for rows, mixed_KBTD, mask_BT in self._mixed_batches(window):
+
+        def reduce(rows_B: NDArray[np.int64], mixed_KBTD: Tensor, mask_BT: Tensor) -> None:
+            nonlocal partial_SKD
             reduced_BKD = pooling.reduce_tokens(mixed_KBTD, mask_BT, config.pooling)
             if partial_SKD is None:
                 shape = (len(lengths_S), *reduced_BKD.shape[1:])
                 partial_SKD = torch.empty(shape, device=device)
-            partial_SKD[torch.from_numpy(rows).to(device)] = reduced_BKD
+            partial_SKD[torch.from_numpy(rows_B).to(device)] = reduced_BKD
+
+        self._encode(window, reduce)
         if partial_SKD is None:
             return self._empty()
         if config.level == "sentence":
@@ -66,31 +92,38 @@ class ElmoVectors:
     def _token_vectors(self, window: TokenWindow) -> NDArray[np.floating]:
         starts_S = np.cumsum(window.sentence_lengths) - window.sentence_lengths
         result: NDArray[np.floating] | None = None
-        for rows, mixed_KBTD, mask_BT in self._mixed_batches(window):
+
+        def store(rows_B: NDArray[np.int64], mixed_KBTD: Tensor, mask_BT: Tensor) -> None:
+            nonlocal result
             stored = self._to_stored(mixed_KBTD.permute(1, 2, 0, 3)[mask_BT])
             if result is None:
                 result = np.empty((len(window.word_ids), *stored.shape[1:]), stored.dtype)
-            positions_BT = starts_S[rows][:, None] + np.arange(mask_BT.shape[1])
+            positions_BT = starts_S[rows_B][:, None] + np.arange(mask_BT.shape[1])
             result[positions_BT[mask_BT.cpu().numpy()]] = stored
+
+        self._encode(window, store)
         return self._empty() if result is None else result
 
-    def _mixed_batches(
-        self, window: TokenWindow
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
-        """Yield (sentence indices, mixed_KBTD, mask_BT), longest sentences first."""
+    def _encode(
+        self, window: TokenWindow, take: Callable[[NDArray[np.int64], Tensor, Tensor], None]
+    ) -> None:
+        """Call `take` with (sentence indices, mixed_KBTD, mask_BT), longest sentences first.
+
+        It may be called again for sentences whose batch did not fit into memory.
+        """
         lengths_S = window.sentence_lengths
         starts_S = np.cumsum(lengths_S) - lengths_S
-        for rows in batches(lengths_S, self._max_tokens):
-            lengths_B = lengths_S[rows]
+
+        def run_batch(rows_B: NDArray[np.int64]) -> None:
+            lengths_B = lengths_S[rows_B]
             steps_T = np.arange(lengths_B[0])
             real_BT = steps_T < lengths_B[:, None]
-            positions_BT = np.where(real_BT, starts_S[rows][:, None] + steps_T, 0)
+            positions_BT = np.where(real_BT, starts_S[rows_B][:, None] + steps_T, 0)
             word_ids_BT = np.where(real_BT, window.word_ids[positions_BT], np.int32(-1))
             activations = self._encoder.encode_word_ids(window.words, word_ids_BT, lengths_B)
-            self.counts.num_batches += 1
-            self.counts.real_tokens += int(lengths_B.sum()) + SENTENCE_MARKS * len(rows)
-            self.counts.padded_tokens += (int(lengths_B[0]) + SENTENCE_MARKS) * len(rows)
-            yield rows, self._choice.apply(activations.layers), activations.mask
+            take(rows_B, self._choice.apply(activations.layers), activations.mask)
+
+        self._budget.run(lengths_S, run_batch, self.counts)
 
     def _to_stored(self, vectors: Tensor) -> NDArray[np.floating]:
         if self._config.normalize:

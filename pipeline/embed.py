@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.bucketing import windows
-from pipeline.errors import PipelineError
+from pipeline.errors import ClusterError, PipelineError
 from pipeline.excerpt import MAX_EXCERPT_CHARS, excerpt
 from pipeline.records import OFFSET_COLUMN, SOURCE_COLUMN, RejectedRow
-from pipeline.token_window import PROCESS_DIED, TokenWindow, VectorModel, WindowError
+from pipeline.token_window import OUT_OF_MEMORY, TokenWindow, VectorModel, WindowError
 
 Partition = tuple[str | None, ...]
 
@@ -74,25 +74,33 @@ class Embedder:
         except PipelineError:
             raise
         except Exception as error:
-            if part.num_rows == 1:
-                if isinstance(error, WindowError):
-                    yield _reject(part, 0, error.code, str(error))
-                else:
-                    yield _reject(part, 0, "embed_failed", f"{type(error).__name__}: {error}")
-                return
-            results = list(self._embed_halves(part))
-            # The model bounds for itself how many processes may die.
-            bounded = isinstance(error, WindowError) and error.code == PROCESS_DIED
-            if not bounded and not any(isinstance(result, EmbeddedBatch) for result in results):
-                raise
+            results = list(self._embed_smaller(part, error))
+            if part.num_rows > 1 and all(isinstance(result, RejectedRow) for result in results):
+                _raise_if_broken(part, error)
             yield from results
             return
         yield from self._to_batches(part, vectors)
 
-    def _embed_halves(self, part: pa.Table) -> Iterator[EmbeddedBatch | RejectedRow]:
-        half = part.num_rows // 2
-        yield from self._embed_window(part.slice(0, half))
-        yield from self._embed_window(part.slice(half))
+    def _embed_smaller(
+        self, part: pa.Table, error: Exception
+    ) -> Iterator[EmbeddedBatch | RejectedRow]:
+        """Embed the halves of what the model failed on; a single document is rejected."""
+        if part.num_rows == 1:
+            if isinstance(error, WindowError):
+                yield _reject(part, 0, error.code, str(error))
+            else:
+                yield _reject(part, 0, "embed_failed", f"{type(error).__name__}: {error}")
+            return
+        middle = part.num_rows // 2
+        for half in (part.slice(0, middle), part.slice(middle)):
+            try:
+                vectors = self.model.vectors(token_window(half))
+            except PipelineError:
+                raise
+            except Exception as smaller:
+                yield from self._embed_smaller(half, smaller)
+            else:
+                yield from self._to_batches(half, vectors)
 
     def _to_batches(
         self, part: pa.Table, vectors: NDArray[np.floating]
@@ -133,6 +141,18 @@ class Embedder:
                 column = part[field.name].combine_chunks()
                 columns.append(column.take(document_of_row) if document_of_row else column)
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
+def _raise_if_broken(part: pa.Table, error: Exception) -> None:
+    """A model that fails on all documents of a window is broken, unless it counts for itself."""
+    if not isinstance(error, WindowError):
+        raise error
+    if error.code == OUT_OF_MEMORY:
+        raise ClusterError(
+            f"none of {part.num_rows} documents could be embedded: {error}. Another process may "
+            "hold the memory, or it is too small for the model: lower batch.max_tokens, run fewer "
+            "actors on a node, or take a larger one"
+        ) from error
 
 
 def token_window(part: pa.Table) -> TokenWindow:

@@ -1,10 +1,11 @@
 """Which device and arithmetic a model runs with."""
 
+import numpy as np
 import pytest
 import torch
 
 from elmo_model import Encoder
-from elmo_model.devices import select_device, select_dtype
+from elmo_model.devices import free_caches, is_out_of_memory, select_device, select_dtype
 from elmo_model.errors import DeviceError
 from tests.elmo_model.random_models import write_model
 
@@ -62,3 +63,21 @@ def test_a_gpu_gives_the_values_of_the_cpu(tmp_path):
     found = Encoder.from_files(**files, device="cuda", initial_state="zero").encode(SENTENCES)
     assert found.layers.device.type == found.mask.device.type == "cuda"
     torch.testing.assert_close(found.layers.cpu(), expected.layers, rtol=0, atol=1e-5)
+
+
+def test_the_allocators_own_errors_are_recognised():
+    free_caches()
+    with pytest.raises(RuntimeError) as of_torch:
+        torch.empty(1 << 60)
+    with pytest.raises(MemoryError) as of_numpy:
+        np.empty(1 << 60, np.int8)
+    assert is_out_of_memory(of_torch.value)
+    assert is_out_of_memory(of_numpy.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+
+
+def test_an_error_of_another_kind_is_no_lack_of_memory():
+    with pytest.raises(RuntimeError) as caught:
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert not is_out_of_memory(caught.value)
+    assert not is_out_of_memory(ValueError("DefaultCPUAllocator: can't allocate memory"))

@@ -6,9 +6,10 @@ import pytest
 
 from pipeline.config import VectorConfig
 from pipeline.embed import EmbeddedBatch, Embedder, token_window
+from pipeline.errors import ClusterError
 from pipeline.records import TOKEN_FIELDS, RejectedRow
 from pipeline.schema import output_schema
-from pipeline.token_window import BatchCounts
+from pipeline.token_window import BatchCounts, WindowError
 
 DIM = 4
 
@@ -161,9 +162,39 @@ def test_a_document_that_breaks_the_model_is_rejected_and_its_neighbours_are_not
     assert "a word that breaks the model" in row.message
 
 
+def test_neighbours_that_break_the_model_are_both_rejected_and_the_others_are_not():
+    model = WordLengthModel("document", fails_on={"one", "four"})  # a and c, side by side
+    rows, rejected = _collect(embedder("document", model, 1000).embed(tokenised(DOCUMENTS)))
+    assert {row["id"] for row in rows} == {"b", "d"}
+    assert {row.id for row in rejected} == {"a", "c"}
+
+
 def test_a_model_that_fails_on_everything_is_an_error():
     model = WordLengthModel("document", fails_on={"one", "eins", "four", "?"})
     with pytest.raises(RuntimeError, match="breaks the model"):
+        list(embedder("document", model, 1000).embed(tokenised(DOCUMENTS)))
+
+
+class SmallMemoryModel(WordLengthModel):
+    """Does not take a window in which one of the chosen words stands."""
+
+    def vectors(self, window):
+        if self.fails_on & {window.words[i] for i in window.word_ids.tolist()}:
+            raise WindowError("out_of_memory", "17 tokens do not fit into memory")
+        return super().vectors(window)
+
+
+def test_a_document_that_does_not_fit_into_memory_is_rejected_and_its_neighbours_are_not():
+    model = SmallMemoryModel("document", fails_on={"eins"})
+    rows, rejected = _collect(embedder("document", model, 1000).embed(tokenised(DOCUMENTS)))
+    assert {row["id"] for row in rows} == {"a", "c", "d"}
+    assert [(row.id, row.code) for row in rejected] == [("b", "out_of_memory")]
+    assert "17 tokens" in rejected[0].message
+
+
+def test_memory_that_holds_no_document_at_all_is_an_error_that_says_what_to_do():
+    model = SmallMemoryModel("document", fails_on={"one", "eins", "four", "?"})
+    with pytest.raises(ClusterError, match="none of 4 documents .* lower batch.max_tokens"):
         list(embedder("document", model, 1000).embed(tokenised(DOCUMENTS)))
 
 
