@@ -88,15 +88,33 @@ def _row_bytes(batch: pa.RecordBatch) -> NDArray[np.int64]:
     return total
 
 
+def _entry_bytes(dictionary: pa.Array) -> NDArray[np.int64]:
+    """Bytes of each entry of a dictionary, any of which may be repeated without end."""
+    if pt.is_nested(dictionary.type):
+        # A bound: the entries of nested types are not measured one by one.
+        return np.full(len(dictionary), dictionary.nbytes, np.int64)
+    if _has_lengths(dictionary.type):
+        lengths: NDArray[np.int64] = pc.fill_null(pc.binary_length(dictionary), 0).to_numpy()
+        return lengths.astype(np.int64)
+    return np.broadcast_to(np.asarray(_value_bytes(dictionary), np.int64), len(dictionary))
+
+
+def _has_lengths(kind: pa.DataType) -> bool:
+    return bool(
+        pt.is_string(kind)
+        or pt.is_large_string(kind)
+        or pt.is_binary(kind)
+        or pt.is_large_binary(kind)
+    )
+
+
 def _value_bytes(column: pa.Array) -> NDArray[np.int64] | int:
     """Bytes of each value, decoded; one number where all take the same."""
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
         return _value_bytes(column.storage)
     if pt.is_dictionary(kind):
-        values = _value_bytes(column.dictionary)
-        if isinstance(values, int):
-            return values
+        values = _entry_bytes(column.dictionary)
         indices = pc.fill_null(column.indices.cast(pa.int64()), -1).to_numpy()
         taken: NDArray[np.int64] = np.append(values, 0)[indices]
         return taken
