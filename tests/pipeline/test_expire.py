@@ -13,7 +13,7 @@ from pipeline.snapshot.changes import read_changes
 from pipeline.snapshot.commit import SnapshotStore, manifest_path
 from pipeline.snapshot.expire import expire
 from pipeline.snapshot.tags import put_tag
-from pipeline.storage import open_storage
+from pipeline.storage import Storage, open_storage
 from tests.pipeline.histories import Document, Night, difference
 from tests.pipeline.snapshots import snapshot
 
@@ -107,6 +107,31 @@ def test_a_time_that_is_none_stops_it(local_url):
     store.storage.put(manifest_path(2), data.replace(b'"created_at": "2', b'"created_at": "x'))
     with pytest.raises(CorruptFileError, match="created_at"):
         expire(store, keep_days=1)
+
+
+class Listing(Storage):
+    """A store in which another commits and expires right after a listing."""
+
+    def glob(self, pattern):
+        found = super().glob(pattern)
+        if getattr(self, "then", None):
+            then, self.then = self.then, None
+            then()
+        return found
+
+
+def test_the_latest_is_found_though_it_is_replaced_and_expired_meanwhile(local_url):
+    store = fill(local_url, 2)
+    storage = Listing("file", local_url)
+
+    def replaced() -> None:
+        Night({"new": Document("one")}).commit(store)
+        expire(store, keep=1)
+
+    storage.then = replaced
+    latest = SnapshotStore(storage).latest()
+    assert latest is not None
+    assert latest.number == 3
 
 
 KILLED = """
