@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.excerpt import bounded, excerpt
-from pipeline.redaction import redact_message
+from pipeline.redaction import redact_messages
 from pipeline.storage_urls import redact_url
 
 SOURCE_COLUMN = "_source"
@@ -130,7 +130,7 @@ def rejected_table(rows: Sequence[RejectedRow]) -> pa.Table:
         "id": [row.id for row in rows],
         "stage": [row.stage for row in rows],
         "code": [row.code for row in rows],
-        "message": [bounded(redact_message(row.message)) for row in rows],
+        "message": [bounded(text) for text in redact_messages([row.message for row in rows])],
         "excerpt": [excerpt(row.excerpt) for row in rows],
         "kept_source": [row.kept_source for row in rows],
     }

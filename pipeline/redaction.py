@@ -63,8 +63,17 @@ def redact_text(text: str) -> str:
 
 def redact_message(text: str) -> str:
     """As `redact_text`, and without what stands beside a secret's name (`password=...`)."""
-    text = _ASSIGNED.sub(rf"\1{HIDDEN}", redact_text(text))
-    return _BEARER.sub(rf"\1{HIDDEN}", text)
+    return redact_messages([text])[0]
+
+
+def redact_messages(texts: Sequence[str]) -> list[str]:
+    """`redact_message` of each text; equal ones, and the environment, are looked at once."""
+    secrets = _environment_secrets()
+    redacted = {
+        text: _BEARER.sub(rf"\1{HIDDEN}", _ASSIGNED.sub(rf"\1{HIDDEN}", _without(text, secrets)))
+        for text in set(texts)
+    }
+    return [redacted[text] for text in texts]
 
 
 def redact_values(value: Any, *, by_name: bool = False) -> Any:
