@@ -268,11 +268,15 @@ def _planned_drops(
     summaries: Sequence[BucketSummary],
     num_groups: int,
 ) -> tuple[PlannedDrop, ...]:
+    counts = np.zeros(sum(map(len, file_groups)), np.int64)
+    for summary in summaries:
+        counts[summary.dropped_files] += summary.dropped_counts
     drops = []
     for position, files in enumerate(file_groups):
         dropped = tuple(refs[num_groups + position] for refs in compared)
-        for number, _ in files:
-            count = sum(summary.dropped_per_file.get(number, 0) for summary in summaries)
-            if count:
-                drops.append(PlannedDrop(number, dropped, count))
+        drops += [
+            PlannedDrop(number, dropped, int(counts[number]))
+            for number, _ in files
+            if counts[number]
+        ]
     return tuple(drops)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.compare import (
     INDEX_SCHEMA,
@@ -64,7 +65,12 @@ class CorpusCounts:
 
 @dataclass(frozen=True)
 class BucketSummary:
-    """The counts of one bucket. Selected documents are counted by group of splits."""
+    """The counts of one bucket.
+
+    Selected documents are counted by group of splits. `dropped_files` are the numbers of the files
+    that lose documents, `dropped_counts` how many: as arrays, since the driver holds those of all
+    buckets at once.
+    """
 
     num_new: int
     num_changed: int
@@ -75,7 +81,8 @@ class BucketSummary:
     num_duplicates: int
     embedded_per_group: tuple[int, ...]
     metadata_only_per_group: tuple[int, ...]
-    dropped_per_file: dict[int, int]
+    dropped_files: NDArray[np.int32]
+    dropped_counts: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -239,7 +246,8 @@ def _summary(result: Comparison, selected: Sequence[pa.Table]) -> BucketSummary:
         metadata_only_per_group=tuple(
             table.num_rows - count for table, count in zip(selected, embedded, strict=True)
         ),
-        dropped_per_file=dict(zip(files.tolist(), counts.tolist(), strict=True)),
+        dropped_files=files,
+        dropped_counts=counts,
     )
 
 
