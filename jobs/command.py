@@ -156,6 +156,8 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
         log.error("%s: the status was not written: %s", job.name, error)
         status["exit_code"] = status["exit_code"] or error.exit_code
     _print(to_json(status) if frame.json else redact_text(text))
+    if status["status"] == "interrupted":
+        _leave_cluster(int(status["exit_code"]))
     return int(status["exit_code"])
 
 
@@ -365,6 +367,13 @@ def _sigterm_unwinds() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _leave_cluster(exit_code: int) -> None:
+    """End the process here if it is a driver of Ray's, which does not stop quickly by itself."""
+    cluster = sys.modules.get("pipeline.cluster")  # if it was never imported, there is none
+    if cluster is not None:
+        cluster.leave(exit_code)
 
 
 def _iso(timestamp_s: float) -> str:

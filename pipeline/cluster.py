@@ -10,6 +10,9 @@ import contextlib
 import math
 import os
 import re
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,6 +38,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, PipelineError
 
 READERS_PER_NODE = 4
+_connected_here = False
 # What is quoted of Ray's messages, which go on with advice about Ray.
 MESSAGE_LINES = 3
 MESSAGE_CHARACTERS = 300
@@ -85,6 +89,7 @@ def connect() -> None:
     if local:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(logging_level="ERROR", log_to_driver=False, **local)
     except ConnectionError as error:
@@ -92,6 +97,26 @@ def connect() -> None:
             f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: no Ray cluster answers there ({error}). "
             "Start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine"
         ) from None
+
+    global _connected_here
+    _connected_here = True
+    # Ray puts handlers of its own there, which print a trace and end with another exit code.
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def leave(exit_code: int) -> None:
+    """End this process now if it is connected to Ray by `connect`; do nothing otherwise.
+
+    For a run that was interrupted: Ray's own way out waits for the threads of its executor, and may
+    abort instead of exiting. The Ray that was started for this process ends with it, and on a
+    cluster so do the job's actors.
+    """
+    if _connected_here:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(exit_code)
 
 
 def nodes() -> list[NodeResources]:

@@ -104,6 +104,16 @@ class EmbedPass:
             stage = "reading and embedding" if reading else "embedding"
             done = f"{num_done} of {num_documents} documents are done"
             raise no_progress(stage, done, timeout_s, started, moved) from None
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            log.warning(
+                "interrupted: %d of %d documents are embedded and recorded in _runs/%s of %s, and "
+                "nothing was committed; the same command goes on from there",
+                num_done,
+                num_documents,
+                self.spec.run_id,
+                self.spec.config.output.path,
+            )
+            raise
 
     def _embedded(self, documents: Dataset, num_blocks: int) -> Dataset:
         # More actors than blocks would load the model for nothing.
