@@ -87,6 +87,23 @@ def test_all_nodes_ask_for_the_token_and_only_the_head_itself_serves_jobs(cluste
     assert "--dashboard-host=127.0.0.1" in starts[0]
 
 
+def test_the_token_is_a_file_that_only_its_owner_reads_before_ray_starts(cluster):
+    assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "chmod 600 ~/.ray/auth_token" in cluster["setup_commands"]
+    # The value itself would stand in the list of processes, and in this file.
+    assert "RAY_AUTH_TOKEN=" not in PATH.read_text()
+    assert not re.search(r"RAY_AUTH_MODE=(?!token)", PATH.read_text())
+
+
+def test_no_command_opens_a_port_to_everybody(cluster):
+    """Ray's own ports are open to the nodes' security group; nothing here widens that."""
+    commands = "\n".join(cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"])
+    for wide in ("0.0.0.0", "::", "--ray-client-server-port", "--ray-debugger-external"):
+        assert wide not in commands
+    assert "security_group" not in cluster["provider"]
+    assert "RAY_DATA_AUTOLOAD_CLOUDPICKLE" not in PATH.read_text()
+
+
 def test_the_environment_is_that_of_the_lock_file(cluster):
     mounted = [local for local in cluster["file_mounts"].values() if not local.startswith("~")]
     assert mounted == ["requirements.lock"]

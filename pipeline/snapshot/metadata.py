@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipeline.errors import ConfigError, CorruptFileError
 from pipeline.extension_types import extension_names, refuse_unpickling, said_by
 from pipeline.redaction import redact_values
-from pipeline.storage_urls import check_path
+from pipeline.storage_urls import MAX_PATH_BYTES, check_path
 
 FORMAT_VERSION = 1
 # About 300,000 files; a hostile one of this size takes less than 4 GiB of memory to refuse.
@@ -259,6 +259,9 @@ class Snapshot:
         for key, (directory, listed) in places.items():
             for index, path in enumerate(listed):
                 _check_path(path, directory, f"{where}: {key}[{index}]")
+        for old, new in self.rewritten.items():
+            _check_path(old, "data/", f"{where}: rewritten")
+            _check_path(new, "data/", f"{where}: rewritten: {old}")
         paths = set()
         for file in self.files:
             if tuple(file.partition) != columns:
@@ -404,8 +407,13 @@ class _Reader:
         return value
 
 
-def _check_path(value: str, directory: str, where: str) -> None:
-    """Refuse a path that leaves its place in the snapshot directory."""
+def _check_path(value: Any, directory: str, where: str) -> None:
+    """Refuse a path that leaves its place in the snapshot directory, or fits no store."""
+    if not isinstance(value, str) or len(value) > MAX_PATH_BYTES:
+        raise CorruptFileError(
+            f"{where}: a path of at most {MAX_PATH_BYTES} characters is expected, found "
+            f"{str(value)[:100]!r}"
+        )
     try:
         check_path(value, value)
     except ConfigError as error:
