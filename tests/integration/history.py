@@ -80,9 +80,14 @@ class Difference:
         )
 
     @property
-    def num_to_embed(self) -> int:
+    def to_embed(self) -> frozenset[str]:
         """Documents whose vectors cannot be found in the earlier state."""
-        return len(self.added) + len(self.updated - self.same_text)
+        return self.added | (self.updated - self.same_text)
+
+    @property
+    def num_to_embed(self) -> int:
+        """How many these are."""
+        return len(self.to_embed)
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ class History:
                 self._add(random_)
         else:
             if busyness is None:
-                busyness = random_.choice((0.0, 0.02, 0.05, 0.05, 0.1, 0.3))
+                busyness = random_.choice((0.0, 0.0, 0.02, 0.05, 0.1, 0.3))
             self._change(random_, busyness)
         return self.write(random_)
 
