@@ -34,10 +34,13 @@ from pipeline.sources.discover import discover
 from pipeline.sources.formats import compression_of
 from pipeline.sources.read import read_documents
 from pipeline.sources.reasons import MAX_ERROR_CHARS
+from pipeline.storage import open_storage
 from tests.pipeline.damaged_files import Seed, seeds
 
 MAX_MEMORY_BYTES = 4 << 30
 CASE_TIMEOUT_S = 60
+STORE_SHARE = 0.3
+STORE_URL = "memory://fuzz"
 SPLIT_BYTES = (1 << 26, 4096, 700, 61)
 
 
@@ -57,8 +60,21 @@ class Outcome:
         rows = sorted((row.source, row.offset, row.code) for row in self.rejected)
         return self.documents, rows, self.error
 
+    def names(self) -> object:
+        """What was found by file name, wherever the files lie."""
+        documents = {(name_of(at), offset): row for (at, offset), row in self.documents.items()}
+        rows = sorted(
+            (name_of(row.source), str(row.offset), row.code, row.excerpt or "")
+            for row in self.rejected
+        )
+        return documents, rows, self.error is None
 
-def read_all(directory: Path, config: dict[str, object]) -> Outcome:
+
+def name_of(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def read_all(directory: Path | str, config: dict[str, object]) -> Outcome:
     """Read a corpus as a run does; anything but a SourceError goes up."""
     source = SourceConfig(path=str(directory), **config)
     documents: dict[tuple[str, int], tuple[str, str, bytes]] = {}
@@ -133,12 +149,27 @@ def check(seed: Seed, data: bytes, directory: Path, rng: random.Random) -> str:
             )
             if not whole.bad_parts and not parts.bad_parts and whole.error is None:
                 assert parts.key() == whole.key(), f"split_bytes {split_bytes} gives other rows"
+        if rng.random() < STORE_SHARE:
+            _check_store(seed, {seed.name: data, neighbour.name: seed.data}, again)
     finally:
         path.unlink()
         neighbour.unlink()
     if good.error is None:
         return "rejected rows" if good.rejected else "read"
     return "bad file" if again.error is None else "error in both modes"
+
+
+def _check_store(seed: Seed, files: dict[str, bytes], local: Outcome) -> None:
+    """Files of an object store are read by other code than those of a disk, to the same end."""
+    storage = open_storage(STORE_URL)
+    for name, data in files.items():
+        storage.put(name, data)
+    try:
+        found = read_all(STORE_URL, {**seed.config, "on_bad_file": "reject"})
+        assert found.names() == local.names(), "a store gives other rows than a disk"
+    finally:
+        for name in files:
+            storage.delete(name)
 
 
 def _check_modes_agree(good: Outcome, again: Outcome, neighbour: Path) -> None:
