@@ -30,7 +30,7 @@ os.environ.setdefault(
 )
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from elmo_model.errors import ElmoError
 from pipeline import errors
@@ -199,7 +199,7 @@ def ray_errors() -> Iterator[None]:
         inner = _innermost(error)
         if isinstance(inner, (PipelineError, ElmoError)):
             raise inner from error
-        raise _from_text(inner) from error
+        raise (_from_traceback(error) or _from_text(inner)) from error
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -211,6 +211,18 @@ def _innermost(error: BaseException) -> BaseException:
             break
         error = inner
     return error
+
+
+def _from_traceback(error: BaseException) -> PipelineError | None:
+    """What a task raised, from the text of its traceback: Ray Data's error may lose its cause."""
+    if not isinstance(error, RayTaskError):
+        return None
+    raised = re.findall(r"^\s*pipeline\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
+    if not raised:
+        return None
+    name, message = raised[-1]
+    kind = getattr(errors, name, None)
+    return kind(message) if isinstance(kind, type) and issubclass(kind, PipelineError) else None
 
 
 def _from_text(error: BaseException) -> PipelineError:
