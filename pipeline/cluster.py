@@ -84,8 +84,11 @@ def connect() -> None:
     """
     if ray.is_initialized():
         return
-    # A local Ray needs no login, and its dashboard would only cost start-up time.
-    local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    # A local Ray needs no login, and its dashboard would only cost start-up time. Unless it is told
+    # otherwise, Ray would join whatever cluster somebody has started on this machine.
+    local = (
+        {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
+    )
     if local:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

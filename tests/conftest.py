@@ -58,6 +58,7 @@ def ray_cluster() -> Iterator[Any]:
     # Unix socket paths end at 107 characters, so the directory must be short.
     directory = tempfile.mkdtemp(prefix="ray", dir="/tmp" if Path("/tmp").is_dir() else None)
     ray.init(
+        address="local",  # not one that somebody else has started here
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=300 << 20,
