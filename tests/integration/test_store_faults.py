@@ -82,13 +82,14 @@ def rows_of(url):
     return read_rows(url, read_manifest(url))
 
 
-@pytest.fixture
-def undisturbed(tmp_path, ray_cluster):
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, ray_cluster):
     """The rows that a run on a good disk gives."""
-    write_corpus(str(tmp_path))
-    config = build(EmbedConfig, settings(str(tmp_path), str(tmp_path / "good")), "test")
+    folder = tmp_path_factory.mktemp("good")
+    write_corpus(str(folder))
+    config = build(EmbedConfig, settings(str(folder), str(folder / "vectors")), "test")
     execute(prepare(config, backend=WordBackend()))
-    return rows_of(str(tmp_path / "good"))
+    return rows_of(str(folder / "vectors"))
 
 
 @pytest.mark.s3
@@ -179,6 +180,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_an_error_that_names_the_file_and_the_next_run_goes_on(
     small_disk, undisturbed, tmp_path
 ):
+    write_corpus(str(tmp_path))
     output = f"{small_disk.path}/vectors"
     config = build(EmbedConfig, settings(str(tmp_path), output), "test")
     with pytest.raises(StorageError, match=rf"{output}/.*No space left on device") as caught:
@@ -192,7 +194,8 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_the_next_run_goes_on(
     assert rows_of(output) == undisturbed
 
 
-def test_a_read_only_target_is_refused_before_any_work(small_disk, undisturbed, tmp_path):
+def test_a_read_only_target_is_refused_before_any_work(small_disk, ray_cluster, tmp_path):
+    write_corpus(str(tmp_path))
     small_disk.change("ro")
     config = build(EmbedConfig, settings(str(tmp_path), f"{small_disk.path}/vectors"), "test")
     with pytest.raises(StorageError, match="Read-only file system"):
