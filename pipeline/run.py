@@ -43,6 +43,7 @@ from pipeline.snapshot.run_record import (
     Interrupted,
     RunRecord,
     RunStart,
+    check_there,
     forget,
     interrupted_files,
 )
@@ -391,6 +392,8 @@ def _commit(
         num_files_rewritten=len(rewritten),
         bytes_rewritten=sum(file.size_bytes for file in copies),
     )
+    taken_over = [kept[number] for number in kept if number >= num_parent_files]
+    check_there(prepared.store.storage, taken_over)
     snapshot = _snapshot(prepared, report, files, operations)
     snapshot = replace(snapshot, changes=changes, rewritten=moved)
     return replace(report, snapshot=prepared.store.commit(snapshot))

@@ -17,7 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ConfigError, CorruptFileError, MissingFileError
+from pipeline.errors import (
+    CommitConflictError,
+    ConfigError,
+    CorruptFileError,
+    MissingFileError,
+)
 from pipeline.snapshot.metadata import DataFile
 from pipeline.storage import Storage
 
@@ -164,6 +169,23 @@ def interrupted_files(
         is_there = list(pool.map(lambda file: _is_there(storage, file), files))
     kept = tuple(file for file, there in zip(files, is_there, strict=True) if there)
     return Interrupted(kept, tuple(records))
+
+
+def check_there(storage: Storage, files: Sequence[DataFile]) -> None:
+    """Make sure that recorded files are still there, right before a manifest lists them.
+
+    Raises:
+        CommitConflictError: garbage collection removed one meanwhile; planning again helps.
+    """
+    with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="run-records") as pool:
+        found = list(pool.map(lambda file: _is_there(storage, file), files))
+    for file, there in zip(files, found, strict=True):
+        if not there:
+            raise CommitConflictError(
+                f"{storage.url_of(file.path)}: this file of an interrupted run was removed while it "
+                "was being taken over, by 'snapshots gc' or by hand; planning again embeds its "
+                "documents"
+            )
 
 
 def forget(storage: Storage, interrupted: Interrupted) -> None:

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from pipeline.errors import AlreadyExistsError, ConfigError, CorruptFileError
+from pipeline.errors import AlreadyExistsError, CommitConflictError, ConfigError, CorruptFileError
 from pipeline.snapshot.run_record import (
     Interrupted,
     RunRecord,
     RunStart,
+    check_there,
     forget,
     interrupted_files,
     recorded_runs,
@@ -116,6 +117,14 @@ def test_files_that_are_gone_or_of_another_size_are_left_out(storage):
     storage.delete(gone.path)
     storage.put(short.path, b"short")
     assert paths(found(storage).files) == [good.path]
+
+
+def test_files_that_vanish_while_they_are_taken_over_are_a_lost_race(storage):
+    files = recorded(storage, "run-1", ["a"], ["b"])
+    check_there(storage, files)
+    storage.delete(files[1].path)
+    with pytest.raises(CommitConflictError, match=files[1].path):
+        check_there(storage, files)
 
 
 @pytest.mark.parametrize("name", ["run.json", f"{ID}.json"])
