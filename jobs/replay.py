@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.backend import Backend
     from pipeline.config import EmbedConfig
     from pipeline.replay import ReplayPlan
-    from pipeline.run import PreparedRun
+    from pipeline.prepare import PreparedRun
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def replay(call: Call, config: EmbedConfig, backend: Backend | None = None) -> J
     from functools import partial
 
     from pipeline.replay import fates, lenient, plan_replay, rejected_run
-    from pipeline.run import prepare
+    from pipeline.prepare import prepare
     from pipeline.snapshot.commit import SnapshotStore
     from pipeline.storage import open_storage
 

@@ -40,7 +40,7 @@ def preparation(call: Call, config: EmbedConfig) -> Callable[[], PreparedRun]:
     """What prepares a run of this configuration with the flags of `add_permissions`."""
     from functools import partial
 
-    from pipeline.run import prepare
+    from pipeline.prepare import prepare
 
     return partial(
         prepare,

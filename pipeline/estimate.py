@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import dataset
-from pipeline.run import PreparedRun, documents_per_task, worker_spec
+from pipeline.prepare import PreparedRun, documents_per_task, worker_spec
 from pipeline.units import format_bytes, format_duration
 
 ELEMENT_BYTES = {"float16": 2, "float32": 4}

@@ -182,8 +182,8 @@ def check_there(storage: Storage, files: Sequence[DataFile]) -> None:
     for file, there in zip(files, found, strict=True):
         if not there:
             raise CommitConflictError(
-                f"{storage.url_of(file.path)}: this file of an interrupted run was removed while it "
-                "was being taken over, by 'snapshots gc' or by hand; planning again embeds its "
+                f"{storage.url_of(file.path)}: this file of an interrupted run was removed while "
+                "it was being taken over, by 'snapshots gc' or by hand; planning again embeds its "
                 "documents"
             )
 

@@ -11,7 +11,7 @@ from jobs.command import main
 from jobs.verify import JOB
 from pipeline.config import EmbedConfig, build
 from pipeline.model import ElmoLoader, describe, load_encoder
-from pipeline.run import table_schema
+from pipeline.prepare import table_schema
 from pipeline.snapshot.commit import SnapshotStore
 from pipeline.snapshot.metadata import Snapshot
 from pipeline.sources.discover import discover

@@ -10,7 +10,7 @@ from elmo_model import Encoder
 from pipeline.config import EmbedConfig, build
 from pipeline.errors import ConfigError
 from pipeline.model import describe
-from pipeline.run import table_schema
+from pipeline.prepare import table_schema
 from pipeline.schema import vector_type
 from pipeline.search import WHITENING_FLOOR, SnapshotEncoder, nearest, word_uses
 from pipeline.snapshot.metadata import Snapshot
