@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.redaction import redact_message, redact_text, redact_values
@@ -127,37 +127,41 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
     frame = _frame_flags().parse_known_args([w for w in words if w not in ("-h", "--help")])[0]
     _set_up_log(quiet=frame.quiet, debug=frame.debug)
     status: dict[str, Any] = {"job": job.name, "status": "running", "started_at": _iso(started)}
-    text = ""
-    try:
-        # Flags may stand between positional arguments: `elmo search URL --hits 3 QUERY`.
-        arguments = build_parser(job).parse_intermixed_args(words)
-        _write_result(frame.result, status)
-        with _sigterm_unwinds(), contextlib.redirect_stdout(sys.stderr):
-            result = job.run(Call(job.name, arguments))
-        text = result.text
-        status |= {"status": "failed" if result.exit_code else "ok"}
-        status |= {"exit_code": result.exit_code, "result": dict(result.data)}
-    except KeyboardInterrupt:
-        status |= _failure(
-            "interrupted", EXIT_INTERRUPTED, "KeyboardInterrupt", "stopped by Ctrl-C"
-        )
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        status |= _failure("interrupted", EXIT_TERMINATED, "SIGTERM", "stopped by a signal")
-    except Exception as error:
-        status |= _explain(error, debug=frame.debug)
-    status["elapsed_s"] = round(time.time() - started, 3)
-    if "error" in status:
-        log.error("%s: %s", job.name, status["error"])
-    try:
-        _write_result(frame.result, status)
-    except PipelineError as error:
-        log.error("%s: the status was not written: %s", job.name, error)
-        status["exit_code"] = status["exit_code"] or error.exit_code
-    _print(to_json(status) if frame.json else redact_text(text))
-    if status["status"] == "interrupted":
-        _leave_cluster(int(status["exit_code"]))
+    stdout = sys.stdout
+    with contextlib.ExitStack() as until_end:
+        text = ""
+        try:
+            # Flags may stand between positional arguments: `elmo search URL --hits 3 QUERY`.
+            arguments = build_parser(job).parse_intermixed_args(words)
+            _write_result(frame.result, status)
+            # Until the end: Ray's threads print on when the job is done.
+            until_end.enter_context(contextlib.redirect_stdout(sys.stderr))
+            with _sigterm_unwinds():
+                result = job.run(Call(job.name, arguments))
+            text = result.text
+            status |= {"status": "failed" if result.exit_code else "ok"}
+            status |= {"exit_code": result.exit_code, "result": dict(result.data)}
+        except KeyboardInterrupt:
+            status |= _failure(
+                "interrupted", EXIT_INTERRUPTED, "KeyboardInterrupt", "stopped by Ctrl-C"
+            )
+        except SystemExit as stop:
+            if not stop.code:  # --help
+                raise
+            status |= _failure("interrupted", EXIT_TERMINATED, "SIGTERM", "stopped by a signal")
+        except Exception as error:
+            status |= _explain(error, debug=frame.debug)
+        status["elapsed_s"] = round(time.time() - started, 3)
+        if "error" in status:
+            log.error("%s: %s", job.name, status["error"])
+        try:
+            _write_result(frame.result, status)
+        except PipelineError as error:
+            log.error("%s: the status was not written: %s", job.name, error)
+            status["exit_code"] = status["exit_code"] or error.exit_code
+        _print(to_json(status) if frame.json else redact_text(text), stdout)
+        if status["status"] == "interrupted":
+            _leave_cluster(int(status["exit_code"]))
     return int(status["exit_code"])
 
 
@@ -323,15 +327,15 @@ def _write_result(target: str | None, status: Mapping[str, Any]) -> None:
         raise StorageError(f"--result {target}: {error.strerror}") from None
 
 
-def _print(text: str) -> None:
+def _print(text: str, stdout: TextIO) -> None:
     try:
         if text:
-            sys.stdout.write(text.rstrip("\n") + "\n")
-        sys.stdout.flush()
+            stdout.write(text.rstrip("\n") + "\n")
+        stdout.flush()
     except BrokenPipeError:
         # The reader (such as `head`) left; the work is done. Python flushes stdout once more at
         # exit and would complain there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
 
 
 class _LogFormatter(logging.Formatter):

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.snapshot.read import open_snapshot
 
-NUM_DOCUMENTS = 1500
+NUM_DOCUMENTS = 1200
 
 
 @pytest.fixture
@@ -80,6 +80,7 @@ def test_a_stopped_run_ends_cleanly_and_the_next_one_resumes_it(config, tmp_path
     assert process.returncode == code, log
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["status"], status["exit_code"]) == ("interrupted", code)
+    assert output.startswith("{"), (output, log)
     assert json.loads(output)["status"] == "interrupted"
     assert "Traceback" not in log
     assert "received at time" not in log
@@ -92,7 +93,9 @@ def test_a_stopped_run_ends_cleanly_and_the_next_one_resumes_it(config, tmp_path
     output, log = again.communicate(timeout=300)
     assert again.returncode == 0, log
     result = json.loads(output)["result"]
-    assert result["rows"]["resumed"] == recorded
-    assert result["embedded_documents"] == NUM_DOCUMENTS - recorded
+    # An actor may have come to the end of its block before it was ended.
+    resumed = result["rows"]["resumed"]
+    assert recorded <= resumed < NUM_DOCUMENTS
+    assert result["embedded_documents"] == NUM_DOCUMENTS - resumed
     rows = open_snapshot(str(tmp_path / "vectors"))[1].to_table(columns=["id"])
     assert sorted(rows["id"].to_pylist()) == [f"d{n:05d}" for n in range(NUM_DOCUMENTS)]
