@@ -9,9 +9,11 @@ import sys
 import tempfile
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from pipeline.snapshot.read import open_snapshot
 
@@ -157,3 +159,46 @@ def test_a_submitted_job_commits_a_snapshot_and_a_failed_one_leaves_its_status(
     status = json.loads(result.read_text())
     assert status["exit_code"] == 3
     assert "nowhere" in status["error"]
+
+
+@pytest.mark.timeout(400)
+def test_a_job_that_is_stopped_says_so_and_the_next_one_goes_on(cluster, shared, tmp_path):
+    address, environment = cluster
+    sentence = "The quick document number {n} has words that take some time to embed. "
+    rows = [{"id": str(n), "text": sentence.format(n=n) * 20} for n in range(1500)]
+    corpus, config = tmp_path / "corpus.jsonl", tmp_path / "config.yaml"
+    corpus.write_text("\n".join(map(json.dumps, rows)))
+    golden = shared / "golden/bilm-tf"
+    values = {
+        "source": {"path": str(corpus), "id_column": "id"},
+        "model": {
+            "options_file": str(golden / "options.json"),
+            "weights_file": str(golden / "lm_weights.hdf5"),
+        },
+        "output": {"path": str(tmp_path / "vectors")},
+        "run": {"num_actors": 2, "documents_per_task": 50},
+    }
+    config.write_text(json.dumps(values))
+    result = tmp_path / "result.json"
+    flags = ["--config", str(config), "--result", str(result)]
+    with ThreadPoolExecutor(1) as pool:
+        submitted = pool.submit(_submit, cluster, *flags)
+        deadline = time.monotonic() + 240
+        while not list(tmp_path.glob("vectors/_runs/*/" + "[0-9a-f]" * 32 + ".json")):
+            assert time.monotonic() < deadline
+            assert not submitted.done(), submitted.result().stdout
+            time.sleep(0.1)
+        client = JobSubmissionClient(address)
+        (job,) = [job for job in client.list_jobs() if job.status == "RUNNING"]
+        client.stop_job(job.submission_id)
+        done = submitted.result(timeout=120)
+    assert "Traceback" not in done.stdout
+    assert "the same command goes on from there" in done.stdout
+    status = json.loads(result.read_text())
+    assert (status["status"], status["exit_code"]) == ("interrupted", 143)
+
+    again = _submit(cluster, *flags)
+    assert again.returncode == 0, again.stdout + again.stderr
+    found = json.loads(result.read_text())["result"]["rows"]
+    assert found["resumed"] > 0
+    assert found["embedded"] + found["resumed"] == len(rows)
