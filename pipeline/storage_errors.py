@@ -32,7 +32,15 @@ _EXPIRED_CREDENTIALS = frozenset(
 _WRITING = frozenset({"create", "write"})
 _NO_ANSWER = frozenset({"EndpointConnectionError", "ConnectTimeoutError"})
 _DEFINITE_ERRNOS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.ENAMETOOLONG,
+        errno.ENOTDIR,
+        errno.EISDIR,
+    }
 )
 
 

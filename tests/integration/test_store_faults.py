@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import resource
 import subprocess
 
 import pytest
 
 from pipeline.config import EmbedConfig, build
-from pipeline.errors import StorageError
+from pipeline.errors import PipelineError, StorageError
 from pipeline.run import execute, prepare
 from pipeline.storage import open_storage
 from tests.fault_proxy import Rule
@@ -150,31 +151,72 @@ def test_a_store_that_is_silent_ends_the_run_in_bounded_time(moto_proxy, night):
 
 
 class SmallDisk:
-    """A file system of its own that can be made larger or read-only."""
+    """A file system of its own that is too small, and can be made larger or read-only."""
+
+    message = "No space left on device"
+    backend = WordBackend()
 
     def __init__(self, path):
         self.path = str(path)
-        self.mount("mount", "-t", "tmpfs", "-o", "size=64k", "none")
+        path.mkdir()
+        self._mount("mount", "-t", "tmpfs", "-o", "size=64k", "none")
 
-    def mount(self, *command):
+    def grow(self):
+        self._mount("mount", "-o", "remount,size=8m")
+
+    def forbid(self):
+        """Make it read-only; returns a path on it."""
+        self._mount("mount", "-o", "remount,ro")
+        return f"{self.path}/vectors"
+
+    def remove(self):
+        self._mount("umount", "--lazy")
+
+    def _mount(self, *command):
         subprocess.run([*command, self.path], check=True, capture_output=True)
 
-    def change(self, options):
-        self.mount("mount", "-o", f"remount,{options}")
+
+class SmallFilesBackend(WordBackend):
+    """Its actors are not allowed to write large files."""
+
+    def loader(self, config, num_threads):
+        load = super().loader(config, num_threads)
+
+        def load_and_limit():
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+            return load()
+
+        return load_and_limit
+
+
+class SmallFiles:
+    """For where nothing can be mounted: files may not grow, and what the kernel keeps is given."""
+
+    message = "File too large"
+
+    def __init__(self, path):
+        self.path = str(path)
+        self.backend = SmallFilesBackend()
+
+    def grow(self):
+        self.backend = WordBackend()
+
+    def forbid(self):
+        return "/sys/elmo-vectors"
+
+    def remove(self):
+        pass
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    path = tmp_path / "disk"
-    path.mkdir()
     try:
-        disk = SmallDisk(path)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"mounting a file system is not allowed here: {error}")
-    try:
-        yield disk
-    finally:
-        disk.mount("umount", "--lazy")
+        disk = SmallDisk(tmp_path / "disk")
+    except (OSError, subprocess.CalledProcessError):
+        disk = SmallFiles(tmp_path / "disk")
+    yield disk
+    disk.remove()
 
 
 def test_a_full_disk_is_an_error_that_names_the_file_and_the_next_run_goes_on(
@@ -183,20 +225,22 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_the_next_run_goes_on(
     write_corpus(str(tmp_path))
     output = f"{small_disk.path}/vectors"
     config = build(EmbedConfig, settings(str(tmp_path), output), "test")
-    with pytest.raises(StorageError, match=rf"{output}/.*No space left on device") as caught:
-        execute(prepare(config, backend=WordBackend()))
+    with pytest.raises(StorageError, match=rf"{output}/.*{small_disk.message}") as caught:
+        execute(prepare(config, backend=small_disk.backend))
     assert caught.value.exit_code == 4
     assert not os.path.exists(f"{output}/_snapshots")
     assert not [name for _, _, files in os.walk(output) for name in files if "partial" in name]
-    small_disk.change("size=8m")
-    report = execute(prepare(config, backend=WordBackend()))
+    small_disk.grow()
+    report = execute(prepare(config, backend=small_disk.backend))
     assert report.snapshot.number == 1
     assert rows_of(output) == undisturbed
 
 
 def test_a_read_only_target_is_refused_before_any_work(small_disk, ray_cluster, tmp_path):
     write_corpus(str(tmp_path))
-    small_disk.change("ro")
-    config = build(EmbedConfig, settings(str(tmp_path), f"{small_disk.path}/vectors"), "test")
-    with pytest.raises(StorageError, match="Read-only file system"):
+    output = small_disk.forbid()
+    config = build(EmbedConfig, settings(str(tmp_path), output), "test")
+    with pytest.raises(PipelineError, match="Read-only file system|not allowed to") as caught:
         prepare(config, backend=WordBackend())
+    assert output in str(caught.value)
+    assert caught.value.exit_code in (2, 4)
