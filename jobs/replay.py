@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from pipeline.backend import Backend
     from pipeline.config import EmbedConfig
-    from pipeline.replay import ReplayPlan
     from pipeline.prepare import PreparedRun
+    from pipeline.replay import ReplayPlan
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ def replay(call: Call, config: EmbedConfig, backend: Backend | None = None) -> J
     """
     from functools import partial
 
-    from pipeline.replay import fates, lenient, plan_replay, rejected_run
     from pipeline.prepare import prepare
+    from pipeline.replay import fates, lenient, plan_replay, rejected_run
     from pipeline.snapshot.commit import SnapshotStore
     from pipeline.storage import open_storage
 
