@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -124,7 +123,7 @@ def run_night(corpus: str, output: str, dim: int) -> None:
     from pipeline import cluster
 
     cluster.connect()
-    idle_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    idle_mib = peak_mib()
     started = time.monotonic()
     prepared = prepare(config, backend=Backend())
     planned = time.monotonic()
@@ -138,8 +137,8 @@ def run_night(corpus: str, output: str, dim: int) -> None:
             {
                 "plan_s": round(planned - started, 2),
                 "execute_s": round(ended - planned, 2),
-                "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
-                "driver_before_mib": idle_bytes >> 20,
+                "driver_peak_mib": peak_mib(),
+                "driver_before_mib": idle_mib,
                 "embedded": report.counts.documents,
                 "files": len(report.snapshot.files) if report.snapshot else len(sizes),
                 "files_rewritten": report.num_files_rewritten,
@@ -150,6 +149,15 @@ def run_night(corpus: str, output: str, dim: int) -> None:
             }
         )
     )
+
+
+def peak_mib() -> int:
+    """The largest resident memory of this process so far.
+
+    Not `ru_maxrss`: that outlives exec, so it would be the parent's.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) >> 10
 
 
 def _id_bytes(output: Path, paths: list[str]) -> int:
