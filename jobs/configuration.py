@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_CONFIG_VALUES = 10_000
-# What YAML's errors quote, but for the signs of its grammar.
-_QUOTED = re.compile(r"'(?!<)[^']{3,}'")
+# What YAML's errors quote: signs of its grammar ('}', '<block end>'), and parts of the text.
+_QUOTED = re.compile(r"'(?P<word>[^']*)'")
+_MAX_SIGN_LENGTH = 2
 _TOO_LARGE = "--config {}: larger than 1 MiB; is this the configuration file?"
 
 
@@ -142,7 +143,13 @@ def _explain_yaml(error: Any) -> str:
     mark = getattr(error, "problem_mark", None)
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     problem = str(getattr(error, "problem", None) or "a character that YAML does not allow")
-    return f"{place}not valid YAML: {_QUOTED.sub(chr(39) + '...' + chr(39), problem)}"
+    return f"{place}not valid YAML: {_QUOTED.sub(_without_text, problem)}"
+
+
+def _without_text(quoted: re.Match[str]) -> str:
+    word = quoted["word"]
+    is_sign = len(word) <= _MAX_SIGN_LENGTH or (word.startswith("<") and word.endswith(">"))
+    return f"'{word}'" if is_sign else "'...'"
 
 
 def _read(path: str) -> bytes:

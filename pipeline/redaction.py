@@ -32,15 +32,18 @@ _HARMLESS_ENDINGS = frozenset(
 )
 _HARMLESS_VARIABLES = frozenset({"GOOGLE_APPLICATION_CREDENTIALS"})  # the path of a file
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# Every repetition is bounded: no text may take quadratic time.
 _NAME = (
-    r"[\w.-]*(?:passw(?:or)?d|passphrase|secret|credentials?|api[_-]?key|access[_-]?key"
-    r"|private[_-]?key|(?:auth|session|access|bearer|security)[_-]?token)[\w.-]*"
+    r"[\w.-]{0,64}(?:passw(?:or)?d|passphrase|secret|credentials?|api[_-]?key|access[_-]?key"
+    r"|private[_-]?key|(?:auth|session|access|bearer|security)[_-]?token)[\w.-]{0,64}"
 )
 _ASSIGNED = re.compile(
-    rf"(?i)(?<![\w.-])({_NAME}[\"']?\s*[=:]\s*|--{_NAME}\s+|--token[= ]\s*)"
-    r"(?:\"[^\"]*\"|'[^']*'|\S+)"
+    rf"(?i)(?<![\w.-])({_NAME}[\"']?\s{{0,9}}[=:]\s{{0,9}}|--{_NAME}\s{{1,9}}|--token[= ]\s{{0,9}})"
+    r"(?:\"[^\"]{0,4096}\"|'[^']{0,4096}'|\S+)"
 )
-_BEARER = re.compile(r"(?i)\b(authorization:\s*|bearer\s+)(?:basic\s+|bearer\s+)?([\w.~+/=-]{8,})")
+_BEARER = re.compile(
+    r"(?i)\b(authorization:\s{0,9}|bearer\s{1,9})(?:basic\s{1,9}|bearer\s{1,9})?[\w.~+/=-]{8,}"
+)
 
 
 def is_secret_name(name: str) -> bool:

@@ -12,12 +12,15 @@ MAX_SEGMENT_BYTES = 255  # of a name in a Linux directory
 SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 GLOB_CHARACTERS = re.compile(r"[*?\[]")
 # A password may hold slashes (AWS secrets do) and at signs; what follows a colon up to a slash is a
-# port if it is a number.
+# port if it is a number. Every repetition is bounded: no text may take quadratic time.
 _USER = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/@:\s\"'<>]*:(?!\d{1,5}/)[^\s\"'<>]*|[^/\s\"'<>]+)@"
+    r"([A-Za-z][A-Za-z0-9+.-]{0,30}://)"
+    r"(?:[^/@:\s\"'<>]{0,128}:(?!\d{1,5}/)[^\s\"'<>]{0,512}|[^/\s\"'<>]{1,512})@"
 )
 _SECRET = r"token|secret|signature|sig|passw|pwd|credential|access_?key|api_?key|auth|session"
-_SECRET_VALUE = re.compile(rf"([?&][^=&\s]*(?:{_SECRET})[^=&\s]*=)[^&\s\"'<>\\]+", re.IGNORECASE)
+_SECRET_VALUE = re.compile(
+    rf"([?&][^=&?\s]{{0,64}}(?:{_SECRET})[^=&?\s]{{0,64}}=)[^&\s\"'<>\\]+", re.IGNORECASE
+)
 
 
 def redact_url(text: str) -> str:

@@ -106,3 +106,33 @@ def test_an_unknown_key_of_a_file_lists_the_known_ones(tmp_path):
     file.write_text("path: a\ntext_column: body\n")
     with pytest.raises(ConfigError, match=r"text_column is not a known key; known here: path,"):
         load_config(SourceConfig, str(file), [])
+
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS + "source: {path: *a8}\n", "more than 10000 values once its aliases are followed"),
+        ("a: &a {b: *a}\n", "an alias stands inside of what it stands for"),
+        ("[" * 50_000, "nested too deeply"),
+        ("{a: " * 20_000, "nested too deeply"),
+        ("a: " + "9" * 10_000 + "\n", "numbers have few digits"),
+        ("? [a, b]\n: c\n", "not valid YAML"),
+        ("a: 2001-99-99\n", "cannot be read"),
+    ],
+)
+def test_yaml_made_to_exhaust_its_reader_is_refused(text, message):
+    with pytest.raises(ConfigError, match=f"c.yaml: .*{message}"):
+        parse_yaml(text.encode(), "c.yaml")
+    value = text.removeprefix("a: ").strip()
+    with pytest.raises(ConfigError, match="--set run: "):
+        load_config(EmbedConfig, None, [f"run={{x: {value}}}"])
+
+
+def test_anchors_and_merged_sections_are_read():
+    text = b"base: &base {format: arrow}\noutput:\n  <<: *base\n  path: x\n"
+    assert parse_yaml(text, "c.yaml")["output"] == {"format": "arrow", "path": "x"}

@@ -255,3 +255,12 @@ def test_ordinary_text_and_values_are_left_alone():
 def test_a_configuration_is_shown_as_it_is_but_for_its_secrets():
     config = OutputConfig(path="s3://bucket/vectors")
     assert redact_values(config.model_dump(), by_name=True) == config.model_dump()
+
+
+@pytest.mark.parametrize(
+    "piece", ["x", "a://", "s3://a:", "?", "?a", "?token", "password", "password ", "bearer ", " "]
+)
+def test_long_texts_are_searched_in_linear_time(piece):
+    """In quadratic time a megabyte would take until the test's time is up."""
+    text = piece * ((1 << 20) // len(piece))
+    assert SECRET not in redact_message(f"{text} s3://user:{SECRET}@bucket")

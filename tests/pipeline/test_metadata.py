@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, CorruptFileError
-from pipeline.snapshot.metadata import DataFile, Snapshot, schema_from_json, schema_to_json
+from pipeline.snapshot.commit import SnapshotStore, manifest_path
+from pipeline.snapshot.metadata import (
+    MAX_MANIFEST_BYTES,
+    DataFile,
+    Snapshot,
+    schema_from_json,
+    schema_to_json,
+)
+from pipeline.storage import open_storage
 from tests.pipeline.snapshots import snapshot, table_schema
 
 SHA = "0123456789abcdef" * 4
@@ -164,3 +172,25 @@ def test_a_schema_whose_two_forms_differ_is_refused():
     values["fields"][0]["name"] = "other"
     with pytest.raises(CorruptFileError, match="different schemas"):
         schema_from_json(values, WHERE)
+
+
+def test_a_manifest_of_ten_gigabytes_is_refused_without_being_read(tmp_path):
+    store = SnapshotStore(open_storage(str(tmp_path)))
+    (tmp_path / "_snapshots").mkdir()
+    with (tmp_path / manifest_path(1)).open("wb") as file:
+        file.truncate(10 << 30)  # a sparse file
+    with pytest.raises(CorruptFileError, match=r"00000001.json: larger than the allowed 134217728"):
+        store.latest()
+
+
+def test_a_manifest_that_would_be_too_large_is_refused_before_it_is_committed(tmp_path):
+    store = SnapshotStore(open_storage(str(tmp_path)))
+    with pytest.raises(ConfigError, match="nothing was committed"):
+        store.commit(replace(snapshot(), config={"note": "x" * MAX_MANIFEST_BYTES}))
+    assert store.numbers() == ()
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 100_000, "[" * 100_000, '{"number": ' + "9" * 10_000])
+def test_json_that_is_nested_or_counts_without_end_is_refused(text):
+    with pytest.raises(CorruptFileError, match="not JSON"):
+        Snapshot.from_json(text.encode(), WHERE)
