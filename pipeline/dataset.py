@@ -82,10 +82,19 @@ class EmbedPass:
                 batch_format="pyarrow",
                 num_cpus=self.allocation.reader_cpus,
             )
-            dataset = dataset.repartition(target_num_rows_per_block=self.documents_per_block)
+            dataset = self._cut(dataset)
             num_documents = sum(read.num_documents for read in reads)
             dataset = self._embedded(dataset, -(-num_documents // self.documents_per_block))
             yield from self._records(dataset, num_documents)
+
+    def _cut(self, documents: Dataset) -> Dataset:
+        """Cut the stream into blocks of `documents_per_block`."""
+        documents = documents.repartition(target_num_rows_per_block=self.documents_per_block)
+        # This step only slices tables, but Ray reserves a whole CPU for it and offers no parameter.
+        # Where the readers share one CPU, it would wait until none of them runs.
+        step = documents._logical_plan.dag
+        step.ray_remote_args["num_cpus"] = self.allocation.reader_cpus
+        return documents
 
     def _records(self, embedded: Dataset, num_documents: int) -> Iterator[WorkerRecord]:
         timeout_s = self.spec.config.run.no_progress_timeout_s
