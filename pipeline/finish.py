@@ -60,14 +60,19 @@ class Finish:
         return paths, by_code
 
     def rewrite(
-        self, files: Sequence[DataFile], drops: Sequence[PlannedDrop]
+        self, files: Sequence[DataFile], drops: Sequence[PlannedDrop], dropped: Sequence[Any]
     ) -> dict[int, DataFile | None]:
         """Copy the touched files without the documents that leave them, a task each.
+
+        Args:
+            files: the known files.
+            drops: which of them lose documents.
+            dropped: refs to tables of KNOWN_SCHEMA, each by ascending `file`.
 
         Returns: by position in `files`, the new file, or None where nothing is left of it.
         """
         task = ray.remote(_rewrite)
-        refs = [task.remote(self, files[d.file], d.file, *d.dropped) for d in drops]
+        refs = [task.remote(self, files[drop.file], drop.file, *dropped) for drop in drops]
         rewritten = self._gather(refs, "rewriting files")
         return {drop.file: file for drop, file in zip(drops, rewritten, strict=True)}
 
@@ -157,10 +162,15 @@ def _write_rejected(finish: Finish, rows: pa.Table) -> tuple[str | None, dict[st
 
 
 def _rewrite(finish: Finish, file: DataFile, number: int, *dropped: pa.Table) -> DataFile | None:
-    rows = pa.concat_tables([KNOWN_SCHEMA.empty_table(), *dropped])
-    ids = rows.filter(pc.equal(rows["file"], number))["id"].combine_chunks()
+    parts = [pa.chunked_array([], pa.string())]
+    for table in dropped:
+        # All files' rows are here: the table lies in shared memory, and only a slice is looked at.
+        first, last = np.searchsorted(table["file"].to_numpy(), [number, number + 1]).tolist()
+        parts.append(table["id"].slice(first, last - first))
+    ids = pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
     output = finish.config.output
-    return rewrite_without(open_storage(output.path), file, ids, output, finish.run_id)
+    storage = open_storage(output.path)
+    return rewrite_without(storage, file, ids.combine_chunks(), output, finish.run_id)
 
 
 def _metadata_schema(finish: Finish) -> pa.Schema:

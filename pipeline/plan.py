@@ -55,10 +55,9 @@ class PlannedRead:
 
 @dataclass(frozen=True)
 class PlannedDrop:
-    """Documents that leave one known file: refs to tables of KNOWN_SCHEMA, others among them."""
+    """How many documents leave one known file."""
 
     file: int
-    dropped: tuple[Any, ...]
     num_documents: int
 
 
@@ -66,8 +65,9 @@ class PlannedDrop:
 class Plan:
     """What a run has to do.
 
-    `operations` has a ref to a table of OPERATION_SCHEMA for each bucket; `unusable` are the
-    numbers of known files that must not be listed.
+    `dropped` has a ref to a table of KNOWN_SCHEMA for each bucket, by ascending `file`: what leaves
+    its file; `operations` one to a table of OPERATION_SCHEMA. `unusable` are the numbers of known
+    files that must not be listed.
     """
 
     corpus: CorpusCounts
@@ -80,6 +80,7 @@ class Plan:
     num_duplicates: int
     reads: tuple[PlannedRead, ...]
     drops: tuple[PlannedDrop, ...]
+    dropped: tuple[Any, ...]
     rejected: tuple[Any, ...]
     operations: tuple[Any, ...]
     unusable: frozenset[int]
@@ -172,7 +173,6 @@ def _make_plan(
         files=replace(how, keep_gone=keep_gone and how.reuse_parent),
         splits=discovery.splits,
         first_splits=tuple(group[0].index for group in groups),
-        first_files=tuple(files[0][0] for files in file_groups),
         num_corpus=len(groups),
         duplicate_code="duplicate_text" if config.source.id_column is None else "duplicate_id",
     )
@@ -198,7 +198,8 @@ def _make_plan(
             if name.startswith("num_")
         },
         reads=_planned_reads(groups, compared, summaries),
-        drops=_planned_drops(file_groups, compared, summaries, len(groups)),
+        drops=_planned_drops(len(known), summaries),
+        dropped=tuple(refs[-4] for refs in compared),
         rejected=tuple(rejected),
         operations=tuple(refs[-3] for refs in compared),
         unusable=frozenset(number for numbers in unusable for number in numbers),
@@ -262,21 +263,8 @@ def _planned_reads(
     return tuple(reads)
 
 
-def _planned_drops(
-    file_groups: Sequence[Sequence[NumberedFile]],
-    compared: Sequence[Sequence[Any]],
-    summaries: Sequence[BucketSummary],
-    num_groups: int,
-) -> tuple[PlannedDrop, ...]:
-    counts = np.zeros(sum(map(len, file_groups)), np.int64)
+def _planned_drops(num_known: int, summaries: Sequence[BucketSummary]) -> tuple[PlannedDrop, ...]:
+    counts = np.zeros(num_known, np.int64)
     for summary in summaries:
         counts[summary.dropped_files] += summary.dropped_counts
-    drops = []
-    for position, files in enumerate(file_groups):
-        dropped = tuple(refs[num_groups + position] for refs in compared)
-        drops += [
-            PlannedDrop(number, dropped, int(counts[number]))
-            for number, _ in files
-            if counts[number]
-        ]
-    return tuple(drops)
+    return tuple(PlannedDrop(int(n), int(counts[n])) for n in np.flatnonzero(counts))

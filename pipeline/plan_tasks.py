@@ -89,21 +89,20 @@ class BucketSummary:
 class CompareTask:
     """What all buckets have in common.
 
-    `first_splits` and `first_files` are the numbers with which the groups of splits and of known
-    files begin; `num_corpus` of the tables that a task gets are of the corpus, the rest known.
+    `first_splits` are the numbers with which the groups of splits begin; `num_corpus` of the tables
+    that a task gets are of the corpus, the rest known.
     """
 
     files: KnownFiles
     splits: tuple[SourceSplit, ...]
     first_splits: tuple[int, ...]
-    first_files: tuple[int, ...]
     num_corpus: int
     duplicate_code: str
 
     @property
     def num_returns(self) -> int:
         """Tables and records that `compare_bucket` returns."""
-        return len(self.first_splits) + len(self.first_files) + 3
+        return len(self.first_splits) + 4
 
 
 def index_group(
@@ -200,19 +199,18 @@ def _documents(storage: Storage, file: DataFile) -> pa.Table:
 def compare_bucket(task: CompareTask, *tables: pa.Table) -> tuple[Any, ...]:
     """Compare one bucket: its tables of the corpus first, then those of known files, in order.
 
-    Returns: the selected rows (SELECTED_SCHEMA) of each group of splits, the dropped rows
-        (KNOWN_SCHEMA) of each group of files, then the operations, the rejected duplicates and the
+    Returns: the selected rows (SELECTED_SCHEMA) of each group of splits, then the dropped rows
+        (KNOWN_SCHEMA, by ascending `file`), the operations, the rejected duplicates and the
         summary.
     """
     corpus = pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables[: task.num_corpus]])
     known = pa.concat_tables([KNOWN_SCHEMA.empty_table(), *tables[task.num_corpus :]])
     result = compare(corpus, known, task.files)
-    # Both sides are in order of their numbers, so each group's part is one run of rows.
+    # The corpus is in the order of its splits, so each group's part is one run of rows.
     selected = _cut(result.selected, "split", task.first_splits)
-    dropped = _cut(result.dropped, "file", task.first_files)
     return (
         *selected,
-        *dropped,
+        result.dropped.combine_chunks(),
         result.operations,
         _duplicate_rows(result.duplicates, corpus, task),
         _summary(result, selected),

@@ -65,7 +65,7 @@ def publish(
     """
     known = prepared.known_files
     num_parent_files = len(prepared.parent_files)
-    rewritten = finish.rewrite(known, plan.drops)
+    rewritten = finish.rewrite(known, plan.drops, plan.dropped)
     left_out = plan.unusable | (set(range(num_parent_files)) if prepared.reembed else set())
     placed = {
         number: rewritten.get(number, file)
