@@ -2,6 +2,7 @@
 # make test   makes the environment and runs the tests
 # make lint   style and types     make setup   the environment only
 # make docs   rewrites the parts of docs/ that come from the code     make clean   removes all of it
+# make soak   random nights, faults and maintenance for SOAK_MINUTES (20) from SOAK_SEED (1)
 # make fuzz   reads damaged files of all formats for FUZZ_SECONDS (1200) and reports what goes wrong
 #
 # PYTHON names the interpreter (3.11 or newer); PIP_ARGS goes to the installer as it is, for example
@@ -11,13 +12,15 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 1200
+SOAK_MINUTES ?= 20
+SOAK_SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := .demo
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint docs fuzz clean
+.PHONY: setup demo test lint docs fuzz soak clean
 
 setup: $(STAMP)
 
@@ -56,6 +59,9 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: setup
+	@$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES) --seed $(SOAK_SEED)
 
 fuzz: setup
 	@$(BIN)/python -m tests.pipeline.fuzz_readers --seconds $(FUZZ_SECONDS)

@@ -19,7 +19,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import pipeline.dataset  # noqa: F401  (forked processes have it from the start)
 from pipeline.config import EmbedConfig, build
 from pipeline.errors import PipelineError
 from pipeline.known import read_known
@@ -105,9 +104,12 @@ def num_embedded(log: Path) -> int:
 
 
 def start(attempt: Attempt) -> BaseProcess:
-    """Start a driver; it is forked from a server that has imported everything."""
+    """Start a driver; it is forked from a server that has imported what takes time, but not Ray.
+
+    Processes that are forked with Ray share the state of its generator of random ids.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["pyarrow.dataset", "pyarrow.parquet", "pipeline.storage"])
     attempt.result.unlink(missing_ok=True)
     process = context.Process(target=run, args=(attempt, dict(os.environ)))
     process.start()
