@@ -56,23 +56,24 @@ class NodeResources:
 class Allocation:
     """How many actors run, and what each reserves.
 
-    `reader_cpus` is what a reading task reserves; on every node at least one such task fits beside
-    the actors. `actor_cpus` may be less than the threads that an actor runs: the cores are shared
-    with readers, which need little.
+    `num_readers` reading tasks run at once. They reserve no CPU, so that they never wait for one:
+    the actors may hold all there are once a node is lost, or beside another run. `actor_cpus` may
+    be less than the threads that an actor runs: the cores are shared with readers, which need
+    little, and on every node there is room for other tasks.
     """
 
     num_actors: int
     actor_cpus: float
     actor_gpus: float
     threads_per_actor: int
-    reader_cpus: float
+    num_readers: int
 
     def describe(self) -> str:
         """One line for the plan that is printed."""
         device = f"{self.actor_gpus:g} GPU and " if self.actor_gpus else ""
         return (
             f"{self.num_actors} actors, each {device}{self.threads_per_actor} threads "
-            f"({self.actor_cpus:g} CPU reserved); readers {self.reader_cpus:g} CPU each"
+            f"({self.actor_cpus:g} CPU reserved); {self.num_readers} readers"
         )
 
 
@@ -165,8 +166,8 @@ def allocate(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
     reserved = math.floor((smallest - spare) / per_node * 1000) / 1000
     # Several readers share the spare core: they wait for the store as much as they compute, and
     # a cheap model should not have to wait for one of them.
-    reader_cpus = spare / READERS_PER_NODE
-    return Allocation(num_actors, min(reserved, config.cpus_per_actor), 0.0, threads, reader_cpus)
+    num_readers = READERS_PER_NODE * len(usable)
+    return Allocation(num_actors, min(reserved, config.cpus_per_actor), 0.0, threads, num_readers)
 
 
 def _allocate_gpus(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
@@ -185,7 +186,8 @@ def _allocate_gpus(config: RunConfig, cluster: list[NodeResources]) -> Allocatio
             f"the corpus: lower run.cpus_per_actor (now {config.cpus_per_actor:g}) or add CPU nodes"
         )
     threads = max(1, int(config.cpus_per_actor))
-    return Allocation(num_actors, config.cpus_per_actor, config.gpus_per_actor, threads, 1.0)
+    cpus, gpus = config.cpus_per_actor, config.gpus_per_actor
+    return Allocation(num_actors, cpus, gpus, threads, num_readers=int(spare))
 
 
 @contextlib.contextmanager

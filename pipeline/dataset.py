@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline.cluster import Allocation, ray_errors
@@ -80,7 +80,10 @@ class EmbedPass:
                 _reader(config, reads),
                 batch_size=1,
                 batch_format="pyarrow",
-                num_cpus=self.allocation.reader_cpus,
+                # No CPU is reserved, so that reading never waits for one: where another run divides
+                # the cluster with this one, or a node was lost, the actors may hold all there are.
+                num_cpus=0,
+                compute=TaskPoolStrategy(size=self.allocation.num_readers),
             )
             dataset = self._cut(dataset)
             num_documents = sum(read.num_documents for read in reads)
@@ -90,10 +93,10 @@ class EmbedPass:
     def _cut(self, documents: Dataset) -> Dataset:
         """Cut the stream into blocks of `documents_per_block`."""
         documents = documents.repartition(target_num_rows_per_block=self.documents_per_block)
-        # This step only slices tables, but Ray reserves a whole CPU for it and offers no parameter.
-        # Where the readers share one CPU, it would wait until none of them runs.
+        # This step only slices tables, but Ray reserves a whole CPU for it and offers no parameter;
+        # it would wait until one is free.
         step = documents._logical_plan.dag
-        step.ray_remote_args["num_cpus"] = self.allocation.reader_cpus
+        step.ray_remote_args["num_cpus"] = 0
         return documents
 
     def _records(self, embedded: Dataset, num_documents: int) -> Iterator[WorkerRecord]:

@@ -16,19 +16,21 @@ def test_all_cores_embed_and_a_reading_task_still_fits(cores):
     found = allocate(RunConfig(), [node(cores)])
     assert found.num_actors == cores
     assert found.num_actors * found.actor_cpus + 0.5 <= cores
-    assert 0 < found.reader_cpus <= 0.25
+    assert found.num_readers == 4
     assert found.threads_per_actor == 1
 
 
 def test_actors_with_several_threads_share_the_cores():
     found = allocate(RunConfig(cpus_per_actor=4), [node(16), node(16)])
     assert (found.num_actors, found.threads_per_actor) == (8, 4)
-    assert 4 * found.actor_cpus + 4 * found.reader_cpus <= 16
+    assert 4 * found.actor_cpus < 16
+    assert found.num_readers == 8
 
 
 def test_a_gpu_cluster_gets_one_actor_a_gpu():
     found = allocate(RunConfig(gpus_per_actor=1), [node(4), node(8, 2), node(8, 2)])
     assert (found.num_actors, found.actor_gpus) == (4, 1.0)
+    assert found.num_readers == 4 + 8 + 8 - 4
 
 
 def test_a_head_without_cpus_is_no_place_for_actors():
