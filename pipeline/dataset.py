@@ -83,7 +83,7 @@ class EmbedPass:
                 # No CPU is reserved, so that reading never waits for one: where another run divides
                 # the cluster with this one, or a node was lost, the actors may hold all there are.
                 num_cpus=0,
-                compute=TaskPoolStrategy(size=self.allocation.num_readers),
+                compute=TaskPoolStrategy(size=min(self.allocation.num_readers, len(items))),
             )
             dataset = self._cut(dataset)
             num_documents = sum(read.num_documents for read in reads)
