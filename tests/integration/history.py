@@ -347,11 +347,8 @@ def _rows(name: str, document: Document, level: str) -> list[Row]:
     if level == "sentence":
         places = [(n, -1, None, part[0][1], part[-1][2]) for n, part in enumerate(parts)]
     elif level == "token":
-        places = [
-            (number, index, *token)
-            for number, part in enumerate(parts)
-            for index, token in enumerate(part)
-        ]
+        of_document = ((number, token) for number, part in enumerate(parts) for token in part)
+        places = [(number, n, *token) for n, (number, token) in enumerate(of_document)]
     return [
         Row(name, *place, *document, vector.tobytes())
         for place, vector in zip(places, vectors, strict=True)
