@@ -218,15 +218,16 @@ class Soak:
         self.summary.faults.update(f"store: {event.fault}" for event in events if event.fault)
 
     def _run_together(self, nights: Nights, random_: random.Random) -> None:
-        """Two runs of the same corpus at once; each has actors for half of the cluster."""
-        attempt = self._attempt(nights)
-        driver = nightly_driver.start(attempt)
+        """Two or three runs of the same corpus at once."""
+        attempts = [self._attempt(nights) for _ in range(random_.randint(1, 2))]
+        drivers = [nightly_driver.start(attempt) for attempt in attempts]
         time.sleep(random_.uniform(0, 3))
         self._try_run(nights)
-        self.summary.faults["concurrent run"] += 1
-        result = nightly_driver.finish(attempt, driver)
-        if "error" in result:
-            self.summary.errors[result["error"]] += 1
+        for attempt, driver in zip(attempts, drivers, strict=True):
+            self.summary.faults["concurrent run"] += 1
+            result = nightly_driver.finish(attempt, driver)
+            if "error" in result:
+                self.summary.errors[result["error"]] += 1
 
     def _give_up(self, nights: Nights, random_: random.Random) -> None:
         """A run ends after some blocks; the next night may have another corpus."""

@@ -35,7 +35,10 @@ def test_of_two_runs_over_one_corpus_one_commits_and_the_other_has_nothing_to_do
     history = History(tmp_path / "corpus", seed=41, num_documents=60)
     url = str(tmp_path / "vectors")
     before, archive = {}, Archive(url)
-    one = Attempt(values(history.folder, url), tmp_path / "one", address, SECONDS_PER_DOCUMENT)
+    settings = values(history.folder, url)
+    # Each takes all actors that the cluster holds, as it would by default.
+    settings["run"]["num_actors"] = None
+    one = Attempt(settings, tmp_path / "one", address, SECONDS_PER_DOCUMENT)
     other = replace(one, folder=tmp_path / "other")
     for number in (1, 2):
         night = history.next_night(busyness=1.0)

@@ -23,7 +23,7 @@ def plan(path):
     settings = config(path)
     splits = discover(settings.source).splits
     index, counts, rejected = index_group(settings, splits, 1)
-    task = CompareTask(KnownFiles(0), splits, (splits[0].index,), (), 1, "duplicate_id")
+    task = CompareTask(KnownFiles(0), splits, (splits[0].index,), 1, "duplicate_id")
     assert index.schema.equals(INDEX_SCHEMA)
     return counts, rejected, compare_bucket(task, index)[-2]
 

@@ -43,17 +43,20 @@ def test_a_task_that_never_ends_is_an_error_that_says_how_far_the_others_came(ra
         gather(refs, "comparing", 3)
 
 
+class Holder:
+    def hold(self):
+        return True
+
+
 def test_a_cluster_without_a_free_cpu_is_named_as_such(ray_cluster):
-    holder = ray_cluster.remote(num_cpus=4)(hang).remote(1)
+    # It has all CPUs from when it answers, whoever had them before.
+    holder = ray_cluster.remote(num_cpus=4)(Holder).remote()
     try:
-        # The free CPUs are counted once the holder runs.
-        deadline = time.monotonic() + 60
-        while ray_cluster.available_resources().get("CPU", 0) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        assert ray_cluster.get(holder.hold.remote(), timeout=120)
         with pytest.raises(ClusterError, match=r"0 of 1 tasks are done.* 0 of 4 CPUs free"):
             gather([ray_cluster.remote(double).remote(1)], "indexing", 2)
     finally:
-        ray_cluster.cancel(holder, force=True)
+        ray_cluster.kill(holder)
 
 
 def die(number):
