@@ -87,7 +87,7 @@ class CorruptFileError(PipelineError):
 
 
 class ClusterError(PipelineError):
-    """The Ray cluster lacks the resources that the plan needs."""
+    """The Ray cluster lacks what the plan needs, or nothing on it moves any more."""
 
     exit_code = 8
 

@@ -1,6 +1,6 @@
 """Stores for the tests: S3 servers on the loopback interface, on free ports, once a session.
 
-moto   in this process: its conditional writes are as those of AWS;
+moto   in this process: its conditional writes are made as those of AWS;
 rgw    Ceph's S3 server, a real one with other error texts; skipped where it is not installed
        (Debian: radosgw ceph-mon ceph-osd ceph-mgr);
 rclone accepts every conditional write, so it is the store that must be refused.
@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -103,13 +104,26 @@ def environment(variables: Mapping[str, str | None]) -> Iterator[None]:
         _set_variables(before)
 
 
-@pytest.fixture(scope="session")
-def moto_server() -> Iterator[S3Server]:
-    """Run moto, in this process."""
+@contextlib.contextmanager
+def run_moto() -> Iterator[S3Server]:
+    """Run moto with one empty bucket, in this process.
+
+    moto looks whether a key exists and then stores it, in a thread for each request: of two creates
+    at once both can succeed. AWS lets one win, so requests that write take turns here.
+    """
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
     # A line for every request would bury what a failed test has to say.
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    turn = threading.Lock()
+    unguarded = S3Response._key_response_put
+
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        with turn:
+            return unguarded(*arguments, **options)
+
+    S3Response._key_response_put = guarded
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -117,6 +131,14 @@ def moto_server() -> Iterator[S3Server]:
         yield _with_bucket(S3Server(f"http://{host}:{port}", "moto-key", "moto-secret"))
     finally:
         server.stop()
+        S3Response._key_response_put = unguarded
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Server]:
+    """moto, for the whole session."""
+    with run_moto() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import random
 import shutil
@@ -50,7 +49,7 @@ from tests.integration.history import History, Night, difference
 from tests.integration.invariants import snapshot_numbers
 from tests.integration.nightly_driver import Attempt, CountingBackend, num_embedded
 from tests.integration.nights import Nights
-from tests.s3_servers import BUCKET, S3Server
+from tests.s3_servers import run_moto
 
 NUM_DOCUMENTS = 120
 SECONDS_PER_DOCUMENT = 0.01
@@ -264,18 +263,10 @@ def _is_ours(pid: str) -> bool:
 def _surroundings(seed: int) -> Iterator[tuple[Path, FaultProxy, str]]:
     """A folder, an S3 server behind a proxy, and a Ray whose workers know the proxy."""
     import ray  # after the modules of the pipeline, which choose what it prints
-    from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak", dir="/tmp")))
-        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        moto.start()
-        stack.callback(moto.stop)
-        host, port = moto.get_host_and_port()
-        server = S3Server(f"http://{host}:{port}", "moto-key", "moto-secret")
-        with server.client() as client:
-            client.create_bucket(Bucket=BUCKET)
+        server = stack.enter_context(run_moto())
         proxy = stack.enter_context(fault_proxy(server, seed))
         stack.enter_context(proxy.environment())
         ray_folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
