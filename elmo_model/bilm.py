@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from elmo_model.char_cnn import CharCnn
 from elmo_model.lstm import LstmLayer
 from elmo_model.options import ElmoOptions
+from elmo_model.packed_layers import PackedLayers, to_device
 from elmo_model.packing import PackedLayout
 from elmo_model.state import BiLMState
 from elmo_model.token_embedding import TokenEmbedding
@@ -127,25 +128,31 @@ class BiLM(nn.Module):
         layout = PackedLayout.of(lengths_B)
         state = self.zero_state(len(layout.lengths_B)) if state is None else state
         table_UP = table_UP.to(self.dtype)
-        num_rows, num_times = ids_BT.shape
-        num_times -= 0 if keep_marks else 2
-        num_directions, width = self.options.num_directions, self.options.lstm.projection_dim
-        layers = table_UP.new_zeros(
-            self.options.num_layers, num_rows * num_times, num_directions * width
-        )
-        states = []
-        for direction in range(num_directions):
-            times_N = layout.times(backward=direction == 1)
-            source_M, target_M = _kept_positions(layout, times_N, num_times, keep_marks)
-            index_N = self._to_device(ids_BT[layout.row_N, times_N])
-            outputs, final = self._run(direction, table_UP, index_N, layout, state)
+        index_SN = self.packed_index(ids_BT, layout)
+        outputs, final = self.run_stacks(table_UP, index_SN, layout, state)
+        packed = PackedLayers(layout, table_UP, index_SN, outputs)
+        num_times = ids_BT.shape[1] - (0 if keep_marks else 2)
+        return packed.unpack(num_times, keep_marks=keep_marks), final
+
+    def packed_index(self, ids_BT: NDArray[np.integer], layout: PackedLayout) -> Tensor:
+        """The id that each direction reads at each packed position, (S, N) int64."""
+        parts = [
+            ids_BT[layout.row_N, layout.times(backward=direction == 1)]
+            for direction in range(self.options.num_directions)
+        ]
+        return to_device(np.stack(parts), self.device)
+
+    def run_stacks(
+        self, table_UP: Tensor, index_SN: Tensor, layout: PackedLayout, state: BiLMState
+    ) -> tuple[list[Tensor], BiLMState]:
+        """All directions' stacks over a packed batch, as `kernels.protocol.StackKernel.run`."""
+        outputs, states = [], []
+        for direction, index_N in enumerate(index_SN):
+            packed, final = self._run(direction, table_UP, index_N, layout, state)
+            outputs.append(packed)
             states.append(final)
-            target, source = self._to_device(target_M), self._to_device(source_M)
-            columns = slice(direction * width, (direction + 1) * width)
-            layers[0, :, columns].index_copy_(0, target, table_UP[index_N[source]])
-            for place, packed_NP in enumerate(outputs, start=1):
-                layers[place, :, columns].index_copy_(0, target, packed_NP[source])
-        return layers.view(len(layers), num_rows, num_times, layers.shape[2]), _join(states)
+        layers = [torch.stack(parts) for parts in zip(*outputs, strict=True)]
+        return layers, _join(states)
 
     def language_model(
         self,
@@ -195,7 +202,8 @@ class BiLM(nn.Module):
         dropout: float = 0.0,
     ) -> tuple[list[Tensor], BiLMState]:
         """One direction's stack: every layer's packed output (N, P), and the final state."""
-        order, back = self._to_device(layout.order_B), self._to_device(layout.inverse_order_B)
+        order = to_device(layout.order_B, self.device)
+        back = to_device(layout.inverse_order_B, self.device)
         cells, lasts, outputs = [], [], []
         for place in range(self.options.lstm.n_layers):
             if dropout:
@@ -221,20 +229,6 @@ class BiLM(nn.Module):
         layer = stack[place]
         assert isinstance(layer, LstmLayer)
         return layer
-
-    def _to_device(self, index: NDArray[np.integer]) -> Tensor:
-        return torch.from_numpy(index.astype(np.int64)).to(self.device)
-
-
-def _kept_positions(
-    layout: PackedLayout, times_N: NDArray[np.int64], num_times: int, keep_marks: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Packed positions that come out, and their places in the flat (B T) output."""
-    if keep_marks:
-        return np.arange(times_N.size), layout.row_N * num_times + times_N
-    last_N = layout.lengths_B[layout.row_N] - 1
-    kept = np.flatnonzero((times_N > 0) & (times_N < last_N))
-    return kept, layout.row_N[kept] * num_times + times_N[kept] - 1
 
 
 def _join(states: list[BiLMState]) -> BiLMState:
