@@ -82,13 +82,13 @@ class Summary:
     documents_embedded: int = 0
     documents_resumed: int = 0
     documents_by_concurrent_runs: int = 0
+    documents_redone: int = 0
     violation: str | None = None
 
     def to_json(self) -> str:
         """All of it, and the share of the work that faults made to be done again."""
-        redone = self.documents_embedded - self.documents_needed - self.documents_by_concurrent_runs
-        values = {**vars(self), "documents_redone": redone}
-        values["share_redone"] = round(redone / max(self.documents_needed, 1), 4)
+        share = round(self.documents_redone / max(self.documents_needed, 1), 4)
+        values = {**vars(self), "share_redone": share}
         return json.dumps(
             {
                 k: dict(sorted(v.items())) if isinstance(v, Counter) else v
@@ -162,10 +162,13 @@ class Soak:
         report = nights.run(night)
         self.summary.documents_resumed += report.accounting.resumed
         self.summary.documents_embedded = num_embedded(self._log)
+        # It may be less than nothing: an earlier run that lost its race has embedded them already.
+        surplus = max(self.summary.documents_embedded - before - needed, 0)
         if is_shared:
             # That both embed the same is no fault: neither knows of the other before its commit.
-            surplus = self.summary.documents_embedded - before - needed
             self.summary.documents_by_concurrent_runs += surplus
+        else:
+            self.summary.documents_redone += surplus
 
     def _attempt(self, nights: Nights, **changes: Any) -> Attempt:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
