@@ -1,0 +1,298 @@
+"""The LSTM stacks on a GPU: both directions in one batched product, two small kernels a step.
+
+The input's product is hoisted out of the recurrence: in the first layer it is made once for each
+distinct word and gathered by the cell's kernel, deeper layers make it for a block of steps at a
+time. Rows lie by falling length, so the live rows of a step are a leading block and no step works
+on padding. Nothing in the loop waits for the GPU. On the CPU the same code serves tests.
+
+Axes: S directions, U distinct words, B rows, R rows of a step, N packed positions, M positions of a
+block, P width of inputs and outputs, D cell width, G = 4 D gate columns.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from elmo_model.bilm import BiLM
+from elmo_model.kernels.gpu_graphs import GraphRunner, Rectangle, record_cuda_graph
+from elmo_model.kernels.gpu_pointwise import Pointwise, TorchPointwise
+from elmo_model.kernels.gpu_weights import StackedLayer, stack_layers
+from elmo_model.kernels.protocol import StackKernel
+from elmo_model.packing import PackedLayout
+from elmo_model.state import BiLMState, cell_dtype
+
+# Gates take 64 KiB a position and direction at original size in 16 bits. Those of distinct words
+# are kept together if they need no more than this.
+_MAX_TABLE_BYTES = 2 << 30
+# Input gates of deeper layers are made for so much at a time: enough rows for a fast product.
+_BLOCK_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the loop runs: rows of each step, known to the host, and how many of them are live.
+
+    In a packed batch all rows of a step are live. A recorded graph runs the same rows at every step
+    and leaves the state of those that have ended alone.
+    """
+
+    rows_T: Sequence[int]
+    live_T: Tensor
+
+
+def build_gpu_kernel(
+    bilm: BiLM, dtype: torch.dtype, *, tf32: bool = False, graphs: bool = True
+) -> StackKernel:
+    """The fastest kernel that this device can run.
+
+    Args:
+        bilm: the model, on the device to run on; float32 weights lose nothing before they are cast.
+        dtype: element type of products and outputs: float16, bfloat16 or float32. Sums inside a
+            product, gates and cells are float32 always.
+        tf32: let float32 products round their inputs to 11 bits.
+        graphs: record small batches as CUDA graphs where there is CUDA.
+    """
+    cuda = bilm.device.type == "cuda" and torch.cuda.is_available()
+    pointwise, why = _pointwise() if cuda else (TorchPointwise(), "not on CUDA")
+    kernel = GpuKernel(stack_layers(bilm, dtype), pointwise, tf32=tf32, reason=why)
+    if cuda and graphs:
+        kernel.use_graphs(GraphRunner(kernel.run_rectangle, record_cuda_graph))
+    return kernel
+
+
+def _pointwise() -> tuple[Pointwise, str]:
+    if importlib.util.find_spec("triton") is None:
+        return TorchPointwise(), "Triton is not installed: the cell is a dozen torch operations"
+    from elmo_model.kernels.gpu_triton import TritonPointwise
+
+    return TritonPointwise(), "CUDA with Triton"
+
+
+class GpuKernel:
+    """Runs all layers of a batch; make one with `build_gpu_kernel`."""
+
+    name = "gpu"
+
+    def __init__(
+        self,
+        layers: Sequence[StackedLayer],
+        pointwise: Pointwise,
+        *,
+        tf32: bool = False,
+        reason: str = "",
+    ) -> None:
+        """Take weights, and what does the pointwise parts of a step."""
+        self._layers = layers
+        self._pointwise = pointwise
+        self._precision = "high" if tf32 else "highest"
+        self.reason = reason
+        self._graphs: GraphRunner | None = None
+
+    def use_graphs(self, graphs: GraphRunner | None) -> None:
+        """Give batches that `graphs` wants to it; None stops that."""
+        self._graphs = graphs
+
+    def run(
+        self, table_UP: Tensor, index_SN: Tensor, layout: PackedLayout, state: BiLMState
+    ) -> tuple[list[Tensor], BiLMState]:
+        """As in `StackKernel`."""
+        with torch.no_grad(), _products(self._precision):
+            table_UP = table_UP.to(self._layers[0].input_SPG.dtype)
+            order, back, live_T = _upload(
+                [layout.order_B, layout.inverse_order_B, layout.live_rows_T], table_UP.device
+            )
+            sorted_state = state.rows(order)
+            cells_SLBD = sorted_state.cells_SLBD.to(cell_dtype(table_UP.dtype))
+            outputs_SLBP = sorted_state.outputs_SLBP.to(table_UP.dtype)
+            schedule = Schedule(layout.live_rows_T.tolist(), live_T)
+            done = None
+            if self._graphs is not None:
+                done = self._graphs.run(
+                    table_UP, index_SN, layout, live_T, BiLMState(cells_SLBD, outputs_SLBP)
+                )
+                if self._graphs.failure is not None:
+                    self.reason += f"; nothing is recorded, since it failed: {self._graphs.failure}"
+                    self._graphs = None
+            if done is None:
+                done = self._run_packed(table_UP, index_SN, schedule, cells_SLBD, outputs_SLBP)
+            final = BiLMState(cells_SLBD, outputs_SLBP).rows(back)
+            return done, final
+
+    def run_rectangle(self, rectangle: Rectangle) -> None:
+        """All layers where every row runs to the last step; writes into what it is given."""
+        schedule = Schedule(rectangle.rows_T, rectangle.live_T)
+        inputs_SNP = rectangle.inputs_SNP
+        for place, layer in enumerate(self._layers):
+            outputs_SNP = rectangle.outputs_LSNP[place]
+            state = rectangle.cells_SLBD[:, place], rectangle.outputs_SLBP[:, place]
+            self._run_layer(layer, inputs_SNP, None, schedule, state, outputs_SNP)
+            inputs_SNP = outputs_SNP
+
+    def _run_packed(
+        self,
+        table_UP: Tensor,
+        index_SN: Tensor,
+        schedule: Schedule,
+        cells_SLBD: Tensor,
+        outputs_SLBP: Tensor,
+    ) -> list[Tensor]:
+        """All layers of a packed batch; the states (rows by falling length) are updated."""
+        results: list[Tensor] = []
+        num_gates = self._layers[0].bias_SG.numel()
+        table_bytes = table_UP.shape[0] * num_gates * table_UP.element_size()
+        index: Tensor | None = index_SN
+        inputs_SNP = table_UP.expand(index_SN.shape[0], -1, -1)
+        if table_bytes > _MAX_TABLE_BYTES:
+            inputs_SNP, index = table_UP[index_SN], None
+        for place, layer in enumerate(self._layers):
+            outputs_SNP = table_UP.new_empty(*index_SN.shape, layer.width)
+            state = cells_SLBD[:, place], outputs_SLBP[:, place]
+            self._run_layer(layer, inputs_SNP, index, schedule, state, outputs_SNP)
+            results.append(outputs_SNP)
+            inputs_SNP, index = outputs_SNP, None
+        return results
+
+    def _run_layer(
+        self,
+        layer: StackedLayer,
+        inputs_SUP: Tensor,
+        index_SN: Tensor | None,
+        schedule: Schedule,
+        state: tuple[Tensor, Tensor],
+        packed_SNP: Tensor,
+    ) -> None:
+        """One layer of all directions.
+
+        Args:
+            layer: its weights.
+            inputs_SUP: inputs by position, or by distinct word if `index_SN` is given.
+            index_SN: the word that each direction reads at each position.
+            schedule: rows of each step.
+            state: cells (S, B, D) and outputs (S, B, P), updated.
+            packed_SNP: the layer's outputs, written.
+        """
+        cell_SBD, output_SBP = state
+        room = _Room(layer, max(schedule.rows_T, default=0), packed_SNP)
+        start = 0
+        for steps, source_SUG, index_SM in self._blocks(layer, inputs_SUP, index_SN, schedule):
+            first = start
+            for step in steps:
+                rows = schedule.rows_T[step]
+                stop = start + rows
+                live_1 = schedule.live_T[step : step + 1]
+                cell_SRD, output_SRP = cell_SBD[:, :rows], output_SBP[:, :rows]
+                gates = torch.bmm(output_SRP, layer.recurrent_SPG, out=room.gates(rows))
+                index_SR = index_SM[:, start - first : stop - first]
+                projected = hidden = room.hidden(rows)
+                self._pointwise.cell(layer, gates, source_SUG, index_SR, live_1, cell_SRD, hidden)
+                if layer.projection_SDP is not None:
+                    projected = room.projected(rows)
+                    torch.bmm(hidden, layer.projection_SDP, out=projected)
+                inputs_SRP = inputs_SUP[:, start:stop] if layer.adds_input else projected
+                self._pointwise.carry(
+                    layer, projected, inputs_SRP, live_1, output_SRP, packed_SNP[:, start:stop]
+                )
+                start = stop
+
+    def _blocks(
+        self,
+        layer: StackedLayer,
+        inputs_SUP: Tensor,
+        index_SN: Tensor | None,
+        schedule: Schedule,
+    ) -> Iterator[tuple[range, Tensor, Tensor]]:
+        """Runs of steps with the input's share of their gates, and where each position finds it."""
+        num_directions = inputs_SUP.shape[0]
+        if index_SN is not None:
+            source_SUG = torch.bmm(inputs_SUP, layer.input_SPG)
+            yield range(len(schedule.rows_T)), source_SUG, index_SN
+            return
+        max_positions = _BLOCK_BYTES // (layer.bias_SG.numel() * inputs_SUP.element_size())
+        blocks = cut_steps(schedule.rows_T, max_positions)
+        counts = [sum(schedule.rows_T[step] for step in block) for block in blocks]
+        longest = max(counts, default=0)
+        counting_SM = torch.arange(longest, device=inputs_SUP.device).expand(num_directions, -1)
+        buffer = inputs_SUP.new_empty(longest * layer.bias_SG.numel())
+        start = 0
+        for block, count in zip(blocks, counts, strict=True):
+            source_SMG = _view(buffer, num_directions, count, layer.bias_SG.shape[1])
+            torch.bmm(inputs_SUP[:, start : start + count], layer.input_SPG, out=source_SMG)
+            yield block, source_SMG, counting_SM
+            start += count
+
+
+class _Room:
+    """What a step needs between its products, taken once for the widest step."""
+
+    def __init__(self, layer: StackedLayer, max_rows: int, like: Tensor) -> None:
+        self._layer = layer
+        self._directions = layer.bias_SG.shape[0]
+        rows = self._directions * max_rows
+        self._gates = like.new_empty(rows * 4 * layer.dim)
+        self._hidden = like.new_empty(rows * layer.dim)
+        self._projected = like.new_empty(rows * layer.width)
+
+    def gates(self, rows: int) -> Tensor:
+        return _view(self._gates, self._directions, rows, 4 * self._layer.dim)
+
+    def hidden(self, rows: int) -> Tensor:
+        return _view(self._hidden, self._directions, rows, self._layer.dim)
+
+    def projected(self, rows: int) -> Tensor:
+        return _view(self._projected, self._directions, rows, self._layer.width)
+
+
+def cut_steps(rows_T: Sequence[int], max_positions: int) -> list[range]:
+    """Cut steps into runs of at most `max_positions` rows in all, one step at least."""
+    blocks: list[range] = []
+    first, count = 0, 0
+    for step, rows in enumerate(rows_T):
+        if step > first and count + rows > max_positions:
+            blocks.append(range(first, step))
+            first, count = step, 0
+        count += rows
+    if first < len(rows_T):
+        blocks.append(range(first, len(rows_T)))
+    return blocks
+
+
+def _view(flat: Tensor, *shape: int) -> Tensor:
+    """The head of a buffer in a shape; whole in memory, so that products write into it."""
+    return flat[: shape[0] * shape[1] * shape[2]].view(shape)
+
+
+def _upload(arrays: Sequence[NDArray[np.int64]], device: torch.device) -> list[Tensor]:
+    """Index arrays as tensors on the device, in one copy that the host does not wait for."""
+    joined = torch.from_numpy(np.concatenate(arrays))
+    if device.type == "cuda":
+        joined = joined.pin_memory()
+    sizes = [array.size for array in arrays]
+    return list(torch.split(joined.to(device, non_blocking=True), sizes))
+
+
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
+    """Set how float32 products round, and keep sums of 16-bit products in float32."""
+    before = torch.get_float32_matmul_precision()
+    flags = torch.backends.cuda.matmul
+    sums = (
+        flags.allow_fp16_reduced_precision_reduction,
+        flags.allow_bf16_reduced_precision_reduction,
+    )
+    torch.set_float32_matmul_precision(precision)
+    flags.allow_fp16_reduced_precision_reduction = False
+    flags.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        flags.allow_fp16_reduced_precision_reduction = sums[0]
+        flags.allow_bf16_reduced_precision_reduction = sums[1]

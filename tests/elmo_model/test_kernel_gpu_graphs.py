@@ -1,0 +1,134 @@
+"""A recorded batch gives the numbers of any other. Without a GPU, recording is a stand-in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from elmo_model.kernels import gpu_graphs
+from elmo_model.kernels.gpu import GpuKernel, build_gpu_kernel
+from elmo_model.kernels.gpu_graphs import GraphRunner, bucket_of
+from elmo_model.kernels.gpu_weights import stack_layers
+from elmo_model.kernels.reference import ReferenceKernel
+from tests.elmo_model.gpu_batches import assert_same, batch_of, model_of, on, pointwise_of
+from tests.elmo_model.random_models import SHAPES
+
+# Another order of the same float32 sums, eight steps deep.
+ATOL = 5e-6
+POINTWISE = ["torch", pytest.param("triton", marks=pytest.mark.gpu)]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class Recorder:
+    """Runs a function once, as a recording does, and counts how often it is repeated."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, function):
+        function()
+        self.recorded += 1
+
+        def replay():
+            self.replayed += 1
+            function()
+
+        return replay
+
+
+def recording_kernel(bilm, pointwise="torch", record=None):
+    kernel = GpuKernel(stack_layers(bilm, torch.float32), pointwise_of(pointwise))
+    recorder = record or Recorder()
+    kernel.use_graphs(GraphRunner(kernel.run_rectangle, recorder))
+    return kernel, recorder
+
+
+@pytest.mark.parametrize("pointwise", POINTWISE)
+def test_a_recording_serves_batches_of_other_lengths_and_states(pointwise, tmp_path):
+    bilm = model_of(tmp_path)
+    kernel, recorder = recording_kernel(bilm, pointwise)
+    for seed, lengths in enumerate(
+        [[3, 2, 5], [2, 4], [5, 0, 3, 2], [1], [8, 2, 2, 2, 2, 2, 2, 2]]
+    ):
+        batch = batch_of(bilm, lengths, seed=seed)
+        assert_same(kernel.run(*batch), ReferenceKernel(bilm, "test").run(*batch), ATOL)
+    assert (recorder.recorded, recorder.replayed) == (1, 4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_kind_of_model_can_be_recorded(shape, tmp_path):
+    bilm = model_of(tmp_path, shape)
+    kernel, recorder = recording_kernel(bilm)
+    for lengths in ([3, 2], [3, 2, 0, 7, 5]):
+        batch = batch_of(bilm, lengths)
+        assert_same(kernel.run(*batch), ReferenceKernel(bilm, "test").run(*batch), ATOL)
+    assert recorder.replayed == 1
+
+
+def test_results_outlive_the_next_batch(tmp_path):
+    bilm = model_of(tmp_path)
+    kernel, _ = recording_kernel(bilm)
+    batches = [batch_of(bilm, [3, 4], seed=seed) for seed in range(3)]
+    results = [kernel.run(*batch) for batch in batches]
+    for batch, found in zip(batches, results, strict=True):
+        assert_same(found, ReferenceKernel(bilm, "test").run(*batch), ATOL)
+
+
+def test_a_recording_that_fails_is_said_and_the_batch_runs_without(tmp_path):
+    def fail(function):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    bilm = model_of(tmp_path)
+    kernel, _ = recording_kernel(bilm, record=fail)
+    batch = batch_of(bilm, [3, 4])
+    for _ in range(3):
+        assert_same(kernel.run(*batch), ReferenceKernel(bilm, "test").run(*batch), ATOL)
+    assert "nothing is recorded, since it failed: operation not permitted" in kernel.reason
+
+
+def test_the_recording_unused_for_longest_makes_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_graphs, "_MAX_RECORDINGS", 2)
+    bilm = model_of(tmp_path)
+    kernel, recorder = recording_kernel(bilm)
+    for lengths in ([3], [3], [9], [9], [3], [17], [17], [3], [9]):
+        kernel.run(*batch_of(bilm, lengths))
+    assert recorder.recorded == 4  # [9] had to go when [17] came, and was made again
+
+
+def test_rows_and_steps_are_rounded_up():
+    assert bucket_of(5, 7, 20) == (8, 8)
+    assert bucket_of(8, 8, 64) == (8, 8)
+    assert bucket_of(300, 40, 8000) == (384, 40)
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "positions", "why"),
+    [
+        (0, 0, 0, "nothing to run"),
+        (513, 8, 4104, "many rows"),
+        (512, 40, 20480, "many positions"),
+        (128, 64, 2000, "mostly padding"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_batches_that_gain_nothing_are_not_recorded(rows, steps, positions, why):
+    assert bucket_of(rows, steps, positions) is None
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_cuda_graph_gives_exactly_what_it_was_recorded_from(dtype, tmp_path):
+    bilm = model_of(tmp_path).cuda()
+    kernel = build_gpu_kernel(bilm, dtype)
+    plain = build_gpu_kernel(bilm, dtype, graphs=False)
+    # A product may sum in another order for another number of rows: half a unit of the last place.
+    atol = {torch.float32: ATOL, torch.float16: 0.01, torch.bfloat16: 0.05}[dtype]
+    for seed, lengths in enumerate(
+        [[3, 2, 5], [2, 4], [5, 0, 3, 2], [1], [8, 2, 2, 2, 2, 2, 2, 2]]
+    ):
+        batch = on("cuda", batch_of(bilm.cpu(), lengths, seed=seed))
+        bilm.cuda()
+        assert_same(kernel.run(*batch), plain.run(*batch), atol)
+    assert "failed" not in kernel.reason
+    assert len(kernel._graphs) == 1
