@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from elmo_model.char_cnn import CharCnn
 from elmo_model.lstm import LstmLayer
 from elmo_model.options import ElmoOptions
-from elmo_model.packed_layers import PackedLayers, to_device
+from elmo_model.packed_layers import PackedLayers, packed_index, to_device
 from elmo_model.packing import PackedLayout
 from elmo_model.state import BiLMState
 from elmo_model.token_embedding import TokenEmbedding
@@ -128,19 +128,11 @@ class BiLM(nn.Module):
         layout = PackedLayout.of(lengths_B)
         state = self.zero_state(len(layout.lengths_B)) if state is None else state
         table_UP = table_UP.to(self.dtype)
-        index_SN = self.packed_index(ids_BT, layout)
+        index_SN = packed_index(ids_BT, layout, self.options.num_directions, self.device)
         outputs, final = self.run_stacks(table_UP, index_SN, layout, state)
         packed = PackedLayers(layout, table_UP, index_SN, outputs)
         num_times = ids_BT.shape[1] - (0 if keep_marks else 2)
         return packed.unpack(num_times, keep_marks=keep_marks), final
-
-    def packed_index(self, ids_BT: NDArray[np.integer], layout: PackedLayout) -> Tensor:
-        """The id that each direction reads at each packed position, (S, N) int64."""
-        parts = [
-            ids_BT[layout.row_N, layout.times(backward=direction == 1)]
-            for direction in range(self.options.num_directions)
-        ]
-        return to_device(np.stack(parts), self.device)
 
     def run_stacks(
         self, table_UP: Tensor, index_SN: Tensor, layout: PackedLayout, state: BiLMState

@@ -58,7 +58,7 @@ class CharCnn(nn.Module):
     def __init__(self, options: CharCnnOptions, width: int) -> None:
         super().__init__()
         dim, num_filters = options.embedding_dim, options.num_filters
-        self._options = options
+        self.options = options
         self.width = width
         self.char_embed = nn.Parameter(torch.empty(NUM_STORED_CHARACTERS, dim))
         self.conv_weights = nn.ParameterList(
@@ -74,7 +74,7 @@ class CharCnn(nn.Module):
         """Draw the weights as the original starts its training."""
         nn.init.uniform_(self.char_embed, -1.0, 1.0, generator=generator)
         for weight, bias in zip(self.conv_weights, self.conv_biases, strict=True):
-            if self._options.activation == "relu":
+            if self.options.activation == "relu":
                 nn.init.uniform_(weight, -0.05, 0.05, generator=generator)
             else:
                 fan_in = weight.shape[1] * weight.shape[2]
@@ -103,12 +103,12 @@ class CharCnn(nn.Module):
             table, pad = torch.cat([table.new_zeros(1, table.shape[1]), table]), PAD_ID + 1
         if not chars_NC.shape[0]:
             return table.new_empty(0, self.width)
-        used_N = _used_columns(chars_NC, pad)
+        used_N = used_columns(chars_NC, pad)
         order_N = torch.argsort(used_N, stable=True)
         longest = used_N[order_N[_CHUNK_WORDS - 1 :: _CHUNK_WORDS]].tolist()
         longest.append(int(used_N.max()))
         chunks = [
-            self._convolve(F.embedding(chars_NC[index, : self._columns(used)], table))
+            self._convolve(F.embedding(chars_NC[index, : self.deciding_columns(used)], table))
             for index, used in zip(torch.split(order_N, _CHUNK_WORDS), longest, strict=False)
         ]
         hidden_NF = torch.cat(chunks)
@@ -118,14 +118,14 @@ class CharCnn(nn.Module):
             hidden_NF = torch.addmm(self.projection_bias, hidden_NF, self.projection_weight)
         return torch.empty_like(hidden_NF).index_copy(0, order_N, hidden_NF)
 
-    def _columns(self, used: int) -> int:
+    def deciding_columns(self, used: int) -> int:
         """Columns that decide the maximum: one window of padding only stands for all the others."""
-        widest = max(width for width, _ in self._options.filters)
-        return min(used + widest, self._options.max_characters_per_token)
+        widest = max(width for width, _ in self.options.filters)
+        return min(used + widest, self.options.max_characters_per_token)
 
     def _convolve(self, chars_NCE: Tensor) -> Tensor:
         """Convolutions, maximum over positions, activation: (N, C, E) to (N, F)."""
-        activation = torch.relu if self._options.activation == "relu" else torch.tanh
+        activation = torch.relu if self.options.activation == "relu" else torch.tanh
         parts = []
         for weight, bias in zip(self.conv_weights, self.conv_biases, strict=True):
             _, width, dim, count = weight.shape
@@ -135,7 +135,7 @@ class CharCnn(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-def _used_columns(chars_NC: Tensor, pad: int) -> Tensor:
+def used_columns(chars_NC: Tensor, pad: int) -> Tensor:
     """Columns of each word up to its last character that is not padding."""
     place_C = torch.arange(1, chars_NC.shape[1] + 1, device=chars_NC.device)
     return ((chars_NC != pad) * place_C).amax(dim=1)

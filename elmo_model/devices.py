@@ -13,10 +13,17 @@ from elmo_model.errors import DeviceError
 _OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator: (can't|not enough)|(CUDA|HIP|XPU|MPS)[a-z ]* out of memory|"
     r"\w+_STATUS_ALLOC_FAILED|std::bad_alloc|cudaErrorMemoryAllocation|"
-    r"could not create a memory object|unable to mmap|Cannot allocate memory"
+    r"could not create a (memory object|primitive)|unable to mmap|Cannot allocate memory"
 )
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# float64 is for judging the others, int8 means quantised weights.
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+    "float64": torch.float64,
+}
 
 
 def select_device(name: str) -> torch.device:
@@ -41,9 +48,10 @@ def select_device(name: str) -> torch.device:
 
 
 def select_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The torch type of `float32`, `bfloat16` or `float16`, if matrices of it can be multiplied.
+    """The torch type of one of `DTYPES`, if matrices of it can be multiplied.
 
-    A CPU without bfloat16 instructions emulates it, which is right but slow.
+    A CPU without bfloat16 instructions emulates it, which is right but slow. Whether int8 is
+    available is known where its kernel is made.
 
     Raises:
         DeviceError: an unknown name, or arithmetic that torch lacks on this device.
@@ -51,6 +59,8 @@ def select_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise DeviceError(f"dtype: expected {', '.join(DTYPES)}, found {name!r}")
     dtype = DTYPES[name]
+    if dtype == torch.int8:
+        return dtype
     probe = torch.ones(4, 4, dtype=dtype, device=device)
     try:
         torch.addmm(probe, probe, probe)

@@ -22,7 +22,10 @@ from torch import Tensor
 from elmo_model.characters import SENTENCE_BEGIN, SENTENCE_END, CharacterEncoder
 from elmo_model.devices import select_device, select_dtype
 from elmo_model.directory import ModelFiles, load_directory, read_files
+from elmo_model.kernels.selection import select_kernels
 from elmo_model.layer_choice import LAYER_NAMES, LayerChoice
+from elmo_model.packed_layers import PackedLayers, packed_index
+from elmo_model.packing import PackedLayout
 from elmo_model.state import BiLMState
 from elmo_model.warm_start import WARM_START_TEXT
 from elmo_model.weights import build, weights_sha256
@@ -74,16 +77,14 @@ class Encoder:
         if initial_state not in ("zero", "warm"):
             raise ValueError(f"initial_state must be zero or warm, got {initial_state!r}")
         self.device = select_device(device)
-        self.dtype = select_dtype(dtype, self.device)
+        arithmetic = select_dtype(dtype, self.device)
         self.options = files.options
         self.weights_sha256 = weights_sha256(files.state)
         self._word_ids = WordIds(files.words) if files.words is not None else None
-        bilm = build(files.options, files.state).requires_grad_(False).eval().to(self.device)
-        # The context-free layer is made once for each word, so it can afford to stay in float32.
-        for stack in (bilm.forward_stack, bilm.backward_stack):
-            if stack is not None:
-                stack.to(self.dtype)
-        self._bilm = bilm
+        bilm = build(files.options, files.state).requires_grad_(False).eval()
+        kernels = select_kernels(bilm, self.device, arithmetic, torch.get_num_threads())
+        self.kernel, self._embed_ids = kernels.stack, kernels.embed
+        self.dtype = self.kernel.dtype
         char_cnn = files.options.char_cnn
         self._spell = CharacterEncoder(char_cnn.max_characters_per_token) if char_cnn else None
         max_words = _CACHE_BYTES // (4 * files.options.lstm.projection_dim)
@@ -108,8 +109,9 @@ class Encoder:
             options_file: options.json.
             weights_file: its weights: HDF5, or safetensors of ours or of AllenNLP's module.
             device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-            dtype: arithmetic of the LSTMs: `float32`, `bfloat16` or `float16`. The cell state and
-                the context-free layer are float32 always.
+            dtype: arithmetic of the LSTMs: `float32`, `bfloat16`, `float16`, `int8` (weights and
+                what they are multiplied with, on the CPU) or `float64` (to judge the others). The
+                cell state and the context-free layer are never less than float32.
             initial_state: `zero`, or `warm` for the state after `warm_start.WARM_START_TEXT`.
             vocabulary_file: words of a word-input model, or of `token_embeddings_file`.
             token_embeddings_file: context-free vectors dumped from a character model, in the place
@@ -218,9 +220,11 @@ class Encoder:
         marked_BT[np.arange(num_rows), lengths_B + 1] = _MARKS.index(SENTENCE_END)
         with torch.no_grad():
             table_UP = self._vectors([*_MARKS, *(words[index] for index in used_U.tolist())])
-            layers, final = self._bilm(
-                table_UP, marked_BT, lengths_B + len(_MARKS), start, keep_marks=False
-            )
+            layout = PackedLayout.of(lengths_B + len(_MARKS))
+            index_SN = packed_index(marked_BT, layout, self.options.num_directions, self.device)
+            outputs, final = self.kernel.run(table_UP, index_SN, layout, start)
+            packed = PackedLayers(layout, table_UP.to(self.dtype), index_SN, outputs)
+            layers = packed.unpack(num_times, keep_marks=False)
         return LayerActivations(layers, torch.from_numpy(real_BT).to(self.device), final)
 
     def embed_words(self, words: Sequence[str]) -> Tensor:
@@ -232,27 +236,26 @@ class Encoder:
         return self._embed(words) if self._spell is None else self._cache.vectors(words)
 
     def _embed(self, words: Sequence[str]) -> Tensor:
+        if not words:
+            return torch.empty(0, self.options.lstm.projection_dim, device=self.device)
         if self._spell is not None:
-            ids, shifted = self._spell.encode(words), True
+            ids = self._spell.encode(words)
         else:
             assert self._word_ids is not None
-            ids, shifted = self._word_ids.of(words), False
-        vectors: Tensor = self._bilm.token_embedding(
-            torch.from_numpy(ids).to(self.device), shifted=shifted
-        )
-        return vectors
+            ids = self._word_ids.of(words)
+        return self._embed_ids(torch.from_numpy(ids).to(self.device))
 
-    def _start_of(self, num_rows: int, state: BiLMState | None) -> BiLMState | None:
+    def _start_of(self, num_rows: int, state: BiLMState | None) -> BiLMState:
         if state is not None:
             if state.num_rows != num_rows:
                 raise ValueError(f"the state has {state.num_rows} rows, the batch {num_rows}")
             return state
         if self._start is None:
-            return None
+            return BiLMState.zeros(self.options, num_rows, self.device, self.dtype)
         return self._start.rows(torch.zeros(num_rows, dtype=torch.int64, device=self.device))
 
     def _warm_state(self) -> BiLMState:
-        state = self._bilm.zero_state(1)
+        state = BiLMState.zeros(self.options, 1, self.device, self.dtype)
         for sentence in WARM_START_TEXT:
             state = self.encode([sentence.split(" ")], state).state
         return state

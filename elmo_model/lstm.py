@@ -40,10 +40,10 @@ class LstmLayer(nn.Module):
     def __init__(self, options: LstmOptions) -> None:
         super().__init__()
         width, dim = options.projection_dim, options.dim
-        self._width = width
-        self._cell_clip = options.cell_clip
+        self.width = width
+        self.cell_clip = options.cell_clip
         # The original clips inside the projection, so without one there is nothing to clip.
-        self._proj_clip = options.proj_clip if options.has_projection else None
+        self.proj_clip = options.proj_clip if options.has_projection else None
         self.kernel = nn.Parameter(torch.empty(2 * width, 4 * dim))
         self.bias = nn.Parameter(torch.empty(4 * dim))
         self.projection = nn.Parameter(torch.empty(dim, width)) if options.has_projection else None
@@ -75,7 +75,7 @@ class LstmLayer(nn.Module):
         Returns: outputs (N, P) in packed order, and the state after each row's last step.
         """
         cell, output = state
-        recurrent_PG = self.kernel[self._width :]
+        recurrent_PG = self.kernel[self.width :]
         outputs, finished = [], []
         for gates in self._input_gates(inputs_UP, index_N, layout):
             num_live = gates.shape[0]
@@ -86,14 +86,14 @@ class LstmLayer(nn.Module):
             outputs.append(output)
         finished.append((cell, output))
         cells, lasts = zip(*reversed(finished), strict=True)
-        packed = torch.cat(outputs) if outputs else inputs_UP.new_empty(0, self._width)
+        packed = torch.cat(outputs) if outputs else inputs_UP.new_empty(0, self.width)
         return packed, (torch.cat(cells), torch.cat(lasts))
 
     def _input_gates(
         self, inputs_UP: Tensor, index_N: Tensor | None, layout: PackedLayout
     ) -> Iterator[Tensor]:
         """The input's share of the gates, step by step: (live rows, G) each."""
-        input_PG = self.kernel[: self._width]
+        input_PG = self.kernel[: self.width]
         sizes = layout.live_rows_T.tolist()
         if index_N is not None:
             table_bytes = inputs_UP.shape[0] * self.bias.numel() * self.bias.element_size()
@@ -103,7 +103,7 @@ class LstmLayer(nn.Module):
                     yield gates_UG[index]
                 return
             inputs_UP = inputs_UP[index_N]
-        blocks = _blocks(sizes)
+        blocks = blocks_of_steps(sizes)
         rows = [sum(block) for block in blocks]
         for inputs_MP, block in zip(torch.split(inputs_UP, rows), blocks, strict=True):
             yield from torch.split(torch.addmm(self.bias, inputs_MP, input_PG), block)
@@ -113,18 +113,18 @@ class LstmLayer(nn.Module):
         dtype = gates_BG.dtype
         i, j, f, o = gates_BG.to(cell_dtype(dtype)).chunk(4, dim=-1)
         cell = torch.sigmoid(f + FORGET_BIAS) * cell_BD + torch.sigmoid(i) * torch.tanh(j)
-        if self._cell_clip is not None:
-            cell = cell.clamp(-self._cell_clip, self._cell_clip)
+        if self.cell_clip is not None:
+            cell = cell.clamp(-self.cell_clip, self.cell_clip)
         output = (torch.sigmoid(o) * torch.tanh(cell)).to(dtype)
         if self.projection is not None:
             output = output @ self.projection
-        if self._proj_clip is not None:
-            output = output.clamp(-self._proj_clip, self._proj_clip)
+        if self.proj_clip is not None:
+            output = output.clamp(-self.proj_clip, self.proj_clip)
         return cell, output
 
 
-def _blocks(sizes: list[int]) -> list[list[int]]:
-    """Cut step sizes into runs of at most `_BLOCK_POSITIONS` positions, one step at least."""
+def blocks_of_steps(sizes: list[int]) -> list[list[int]]:
+    """Cut steps' live rows into runs of at most 512 positions, one step at least."""
     blocks: list[list[int]] = []
     count = 0
     for size in sizes:

@@ -72,6 +72,17 @@ class PackedLayers:
         return layers.view(len(layers), num_rows, num_times, layers.shape[2])
 
 
+def packed_index(
+    ids_BT: NDArray[np.integer], layout: PackedLayout, num_directions: int, device: torch.device
+) -> Tensor:
+    """The id that each direction reads at each packed position, (S, N) int64."""
+    parts = [
+        ids_BT[layout.row_N, layout.times(backward=direction == 1)]
+        for direction in range(num_directions)
+    ]
+    return to_device(np.stack(parts), device)
+
+
 def to_device(index: NDArray[np.integer], device: torch.device) -> Tensor:
     """An index array as an int64 tensor where the model is."""
     return torch.from_numpy(index.astype(np.int64)).to(device)

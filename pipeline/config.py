@@ -119,7 +119,7 @@ class ModelConfig(Section):
         "after a fixed documented text",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
         "float32", description="arithmetic of the biLM"
     )
 

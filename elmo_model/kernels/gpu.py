@@ -90,6 +90,7 @@ class GpuKernel:
         reason: str = "",
     ) -> None:
         """Take weights, and what does the pointwise parts of a step."""
+        self.dtype = layers[0].input_SPG.dtype
         self._layers = layers
         self._pointwise = pointwise
         self._precision = "high" if tf32 else "highest"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from elmo_model.packing import PackedLayout
@@ -18,11 +19,13 @@ class StackKernel(Protocol):
     """Runs both directions' LSTM stacks over a packed batch, for prediction only.
 
     A row's result must not depend on the other rows of its batch beyond rounding of the kernel's
-    arithmetic; kernels say in `name` and `reason` what they are and why they were taken.
+    arithmetic; kernels say in `name` and `reason` what they are and why they were taken. `dtype` is
+    that of the layers that come out.
     """
 
     name: str
     reason: str
+    dtype: torch.dtype
 
     def run(
         self, table_UP: Tensor, index_SN: Tensor, layout: PackedLayout, state: BiLMState

@@ -18,6 +18,7 @@ class ReferenceKernel:
     def __init__(self, bilm: BiLM, reason: str) -> None:
         """Take the model whose modules do the work."""
         self.reason = reason
+        self.dtype = bilm.dtype
         self._bilm = bilm
 
     def run(
@@ -25,4 +26,4 @@ class ReferenceKernel:
     ) -> tuple[list[Tensor], BiLMState]:
         """As in `StackKernel`."""
         with torch.no_grad():
-            return self._bilm.run_stacks(table_UP.to(self._bilm.dtype), index_SN, layout, state)
+            return self._bilm.run_stacks(table_UP.to(self.dtype), index_SN, layout, state)

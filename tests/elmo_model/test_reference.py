@@ -74,8 +74,7 @@ def test_in_float64_the_layers_are_those_of_the_reference(shape, tmp_path):
     """Rules out that float32's tolerance hides a small mistake."""
     options = options_of(shape)
     reference = Reference(options, weights_of(options), VOCABULARY)
-    encoder = Encoder.from_files(**write_model(tmp_path, shape))
-    encoder._bilm.double()
+    encoder = Encoder.from_files(**write_model(tmp_path, shape), dtype="float64")
 
     layers = encoder.encode(SENTENCES).layers
 

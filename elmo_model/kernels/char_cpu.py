@@ -1,0 +1,89 @@
+"""Context-free vectors on the CPU: the character encoder with packed products, words shared out.
+
+Computes what `CharCnn` computes, in float32. A word's vector has the same bits whatever words it is
+made with. Axes: N words, C columns, E character width, F filters, P output width.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from elmo_model.char_cnn import CharCnn, Highway, used_columns
+from elmo_model.characters import PAD_ID
+from elmo_model.kernels.packed_linear import PackedLinear, padded_rows
+from elmo_model.kernels.workers import Workers
+
+# The widest filter's activations of this many words stay within the processor's cache.
+_CHUNK_WORDS = 128
+_COLUMNS_STEP = 8
+
+
+class CpuCharCnn:
+    """The character encoder of a model, for prediction."""
+
+    def __init__(self, model: CharCnn, workers: Workers) -> None:
+        """Pack the weights of a model."""
+        self._model = model
+        self._workers = workers
+        table = model.char_embed.detach()
+        self._table = torch.cat([table.new_zeros(1, table.shape[1]), table])
+        self._convolutions = [
+            (weight.shape[1], _pack(weight.flatten(0, 2)), bias.detach())
+            for weight, bias in zip(model.conv_weights, model.conv_biases, strict=True)
+        ]
+        self._highways = [
+            (
+                _pack(highway.carry_weight, highway.carry_bias),
+                _pack(highway.transform_weight, highway.transform_bias),
+            )
+            for highway in model.highways
+            if isinstance(highway, Highway)
+        ]
+        weight, bias = model.projection_weight, model.projection_bias
+        self._projection = None if weight is None else _pack(weight, bias)
+        self._activation = torch.relu if model.options.activation == "relu" else torch.tanh
+
+    def __call__(self, chars_NC: Tensor) -> Tensor:
+        """Vectors (N, P) float32 of words, given as shifted ids (N, C)."""
+        vectors_NP = torch.empty(chars_NC.shape[0], self._model.width)
+        used_N = used_columns(chars_NC, PAD_ID + 1)
+        chunks = torch.split(torch.argsort(used_N, stable=True), _CHUNK_WORDS)
+
+        def make(index: Tensor) -> None:
+            columns = self._model.deciding_columns(int(used_N[index[-1]]))
+            rows, columns = padded_rows(len(index)), self._columns(columns)
+            chars = chars_NC[index, :columns]
+            if rows > len(index):
+                chars = torch.cat([chars, chars[-1:].expand(rows - len(index), -1)])
+            vectors_NP[index] = self._vectors(chars)[: len(index)]
+
+        # The words of the last chunk are the longest: they first, so that no thread ends late.
+        self._workers.run_all(partial(make, index) for index in reversed(chunks))
+        return vectors_NP
+
+    def _columns(self, needed: int) -> int:
+        """Columns to use: few different numbers, since each is a product of its own."""
+        rounded = -(-needed // _COLUMNS_STEP) * _COLUMNS_STEP
+        return min(rounded, self._model.options.max_characters_per_token)
+
+    def _vectors(self, chars_NC: Tensor) -> Tensor:
+        chars_NCE = F.embedding(chars_NC, self._table)
+        num_words, _, dim = chars_NCE.shape
+        parts = []
+        for width, product, bias in self._convolutions:
+            windows = chars_NCE.unfold(1, width, 1).transpose(2, 3).reshape(-1, width * dim)
+            scores = product(windows).view(num_words, -1, len(bias))
+            parts.append(self._activation(scores.amax(dim=1) + bias))
+        hidden_NF = torch.cat(parts, dim=1)
+        for carry, transform in self._highways:
+            gate = carry(hidden_NF).sigmoid_()
+            hidden_NF = torch.lerp(hidden_NF, transform(hidden_NF).relu_(), gate)
+        return hidden_NF if self._projection is None else self._projection(hidden_NF)
+
+
+def _pack(weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
+    return PackedLinear(weight, bias, torch.float32)

@@ -1,0 +1,139 @@
+"""Say which kernel runs a model, and why. The one place where that is decided.
+
+| where | arithmetic | kernel |
+|---|---|---|
+| CPU | float32, bfloat16 | `cpu`: packed products; fused cell in C, or in torch without compiler |
+| CPU | int8 | `cpu`, only with a compiler and torch's int8 product |
+| CUDA | float32, float16, bfloat16 | `gpu`: both directions at once, pointwise part in Triton |
+| any | float64, and float16 on the CPU | `reference` |
+
+`ELMO_KERNEL=reference` takes the reference wherever it can do the arithmetic, to compare with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from elmo_model.bilm import BiLM
+from elmo_model.errors import DeviceError
+from elmo_model.kernels.char_cpu import CpuCharCnn
+from elmo_model.kernels.cpu import CpuKernel, CpuLayer
+from elmo_model.kernels.cpu_layer import FloatLayer
+from elmo_model.kernels.gpu import build_gpu_kernel
+from elmo_model.kernels.int8_layer import Int8Layer
+from elmo_model.kernels.native import NativeCode, load
+from elmo_model.kernels.packed_linear import can_pack, can_quantise
+from elmo_model.kernels.protocol import StackKernel
+from elmo_model.kernels.reference import ReferenceKernel
+from elmo_model.kernels.workers import Workers
+from elmo_model.lstm import LstmLayer
+from elmo_model.state import cell_dtype
+from elmo_model.token_embedding import TokenEmbedding
+
+KERNEL_VARIABLE = "ELMO_KERNEL"
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What runs a model: `stack` its LSTM stacks, `embed` its token embedding.
+
+    `embed` takes int64 ids (N, C) of characters, shifted for prediction, or (N,) of words.
+    """
+
+    stack: StackKernel
+    embed: Callable[[Tensor], Tensor]
+
+
+def select_kernels(
+    bilm: BiLM, device: torch.device, dtype: torch.dtype, num_threads: int
+) -> Kernels:
+    """The fastest kernels for a model on a device.
+
+    Args:
+        bilm: the model with float32 weights on the CPU; it may be changed.
+        device: where to run.
+        dtype: arithmetic of the LSTMs; torch.int8 for quantised weights.
+        num_threads: cores to use on the CPU.
+
+    Raises:
+        DeviceError: int8 where it is not available.
+    """
+    workers = Workers(num_threads)
+    stack = _select_stack(bilm, device, dtype, workers)
+    # The context-free layer is made once for each word, so it can afford to stay in float32.
+    embedding = bilm.token_embedding.to(device=device, dtype=cell_dtype(dtype))
+    if isinstance(embedding, TokenEmbedding):
+        return Kernels(stack, partial(embedding, shifted=False))
+    if isinstance(stack, CpuKernel):
+        return Kernels(stack, CpuCharCnn(embedding, workers))
+    return Kernels(stack, partial(embedding, shifted=True))
+
+
+def _select_stack(
+    bilm: BiLM, device: torch.device, dtype: torch.dtype, workers: Workers
+) -> StackKernel:
+    if dtype == torch.int8:
+        return _int8_kernel(bilm, device, workers)
+    forced = os.environ.get(KERNEL_VARIABLE) == "reference"
+    if not forced and device.type == "cuda" and dtype != torch.float64:
+        return build_gpu_kernel(bilm.to(device), dtype)
+    if forced or device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        reason = (
+            f"{KERNEL_VARIABLE} says so"
+            if forced
+            else f"no faster one for {str(dtype).removeprefix('torch.')} on {device.type}"
+        )
+        for layer in (layer for stack in _stacks(bilm) for layer in stack):
+            layer.to(device=device, dtype=dtype)
+        return ReferenceKernel(bilm, reason)
+    native = load()
+    layers = [[FloatLayer(layer, dtype, native) for layer in stack] for stack in _stacks(bilm)]
+    products = "packed products" if can_pack(dtype) else "plain products, torch packs none here"
+    return _cpu_kernel(bilm, layers, workers, f"{products}; {_cell(native)}")
+
+
+def _int8_kernel(bilm: BiLM, device: torch.device, workers: Workers) -> StackKernel:
+    if device.type != "cpu":
+        raise DeviceError(f"dtype: int8 runs on the CPU only, not on {device}; use float16")
+    if not bilm.options.lstm.has_projection:
+        raise DeviceError("dtype: int8 needs a model with a projection; use float32")
+    native = load()
+    if native.library is None or not can_quantise():
+        missing = native.reason if native.library is None else "torch has no int8 product here"
+        raise DeviceError(f"dtype: int8 is not available: {missing}; use float32 or bfloat16")
+    layers = [
+        [
+            Int8Layer(layer, native.library, reads_words=place == 0)
+            for place, layer in enumerate(stack)
+        ]
+        for stack in _stacks(bilm)
+    ]
+    return _cpu_kernel(bilm, layers, workers, f"int8 products; {_cell(native)}")
+
+
+def _cpu_kernel(
+    bilm: BiLM, layers: Sequence[Sequence[CpuLayer]], workers: Workers, reason: str
+) -> CpuKernel:
+    return CpuKernel(
+        layers,
+        adds_input=bilm.options.lstm.use_skip_connections,
+        workers=workers,
+        name="cpu",
+        reason=f"{reason}; {workers.num_threads} threads",
+    )
+
+
+def _cell(native: NativeCode) -> str:
+    where = "in C" if native.library is not None else "in torch"
+    return f"fused cell {where} ({native.reason})"
+
+
+def _stacks(bilm: BiLM) -> list[list[LstmLayer]]:
+    stacks = [bilm.forward_stack, bilm.backward_stack]
+    return [list(stack) for stack in stacks if stack is not None]  # type: ignore[arg-type]
