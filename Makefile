@@ -3,6 +3,7 @@
 # make lint   style and types     make setup   the environment only
 # make docs   rewrites the parts of docs/ that come from the code     make clean   removes all of it
 # make soak   random nights, faults and maintenance for SOAK_MINUTES (20) from SOAK_SEED (1)
+# make gpu    with a torch for CUDA in PYTHON: GPU tests and benchmarks; GPU_ARGS=--dry-run needs none
 # make fuzz   reads damaged files of all formats for FUZZ_SECONDS (1200) and reports what goes wrong
 #
 # PYTHON names the interpreter (3.11 or newer); PIP_ARGS goes to the installer as it is, for example
@@ -11,6 +12,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+GPU_ARGS ?=
 FUZZ_SECONDS ?= 1200
 SOAK_MINUTES ?= 20
 SOAK_SEED ?= 1
@@ -20,7 +22,7 @@ STAMP := $(VENV)/.installed
 DEMO := .demo
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint docs fuzz soak clean
+.PHONY: setup demo test lint docs fuzz soak gpu clean
 
 setup: $(STAMP)
 
@@ -65,6 +67,10 @@ soak: setup
 
 fuzz: setup
 	@$(BIN)/python -m tests.pipeline.fuzz_readers --seconds $(FUZZ_SECONDS)
+
+# The lock's torch is for CPUs where only such a build is found: a GPU's machine brings its own.
+gpu:
+	@$(PYTHON) -m benchmarks.gpu.run $(GPU_ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

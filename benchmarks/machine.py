@@ -8,7 +8,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,17 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(memory_bytes / 2**30, 1),
         "load_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "ray", "pyarrow", "numpy")},
+        "versions": {name: _version(name) for name in ("torch", "ray", "pyarrow", "numpy")},
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
     }
+
+
+def _version(name: str) -> str | None:
+    """None where a package is not installed: some benchmarks need few of them."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

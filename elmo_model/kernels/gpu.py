@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elmo_model.bilm import BiLM
-from elmo_model.kernels.gpu_graphs import GraphRunner, Rectangle, record_cuda_graph
+from elmo_model.kernels.gpu_graphs import CudaRecorder, GraphRunner, Rectangle
 from elmo_model.kernels.gpu_pointwise import Pointwise, TorchPointwise
 from elmo_model.kernels.gpu_weights import StackedLayer, stack_layers
 from elmo_model.kernels.protocol import StackKernel
@@ -49,22 +49,29 @@ class Schedule:
 
 
 def build_gpu_kernel(
-    bilm: BiLM, dtype: torch.dtype, *, tf32: bool = False, graphs: bool = True
+    bilm: BiLM,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    *,
+    tf32: bool = False,
+    graphs: bool = True,
 ) -> StackKernel:
-    """The fastest kernel that this device can run.
+    """The fastest kernel that a device can run. It keeps its own copy of the LSTMs' weights.
 
     Args:
-        bilm: the model, on the device to run on; float32 weights lose nothing before they are cast.
+        bilm: the model, anywhere; float32 weights lose nothing before they are cast.
         dtype: element type of products and outputs: float16, bfloat16 or float32. Sums inside a
             product, gates and cells are float32 always.
+        device: where to run; the default is where the model is.
         tf32: let float32 products round their inputs to 11 bits.
         graphs: record small batches as CUDA graphs where there is CUDA.
     """
-    cuda = bilm.device.type == "cuda" and torch.cuda.is_available()
+    device = device or bilm.device
+    cuda = device.type == "cuda" and torch.cuda.is_available()
     pointwise, why = _pointwise() if cuda else (TorchPointwise(), "not on CUDA")
-    kernel = GpuKernel(stack_layers(bilm, dtype), pointwise, tf32=tf32, reason=why)
+    kernel = GpuKernel(stack_layers(bilm, dtype, device), pointwise, tf32=tf32, reason=why)
     if cuda and graphs:
-        kernel.use_graphs(GraphRunner(kernel.run_rectangle, record_cuda_graph))
+        kernel.use_graphs(GraphRunner(kernel.run_rectangle, CudaRecorder()))
     return kernel
 
 
@@ -106,13 +113,13 @@ class GpuKernel:
     ) -> tuple[list[Tensor], BiLMState]:
         """As in `StackKernel`."""
         with torch.no_grad(), _products(self._precision):
-            table_UP = table_UP.to(self._layers[0].input_SPG.dtype)
+            table_UP = table_UP.to(self.dtype)
             order, back, live_T = _upload(
                 [layout.order_B, layout.inverse_order_B, layout.live_rows_T], table_UP.device
             )
             sorted_state = state.rows(order)
-            cells_SLBD = sorted_state.cells_SLBD.to(cell_dtype(table_UP.dtype))
-            outputs_SLBP = sorted_state.outputs_SLBP.to(table_UP.dtype)
+            cells_SLBD = sorted_state.cells_SLBD.to(cell_dtype(self.dtype))
+            outputs_SLBP = sorted_state.outputs_SLBP.to(self.dtype)
             schedule = Schedule(layout.live_rows_T.tolist(), live_T)
             done = None
             if self._graphs is not None:

@@ -24,6 +24,7 @@ from elmo_model.state import BiLMState
 _ROW_BUCKETS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 _STEP_MULTIPLE = 8
 # Beyond this a step's work outweighs its launches, and what a recording keeps outweighs its use.
+_MAX_ROWS = 512
 _MAX_POSITIONS = 16384
 # A rectangle that is emptier than this costs more than it saves, unless it is small.
 _MIN_FILL = 0.5
@@ -50,24 +51,30 @@ class Rectangle:
     outputs_LSNP: Tensor
 
 
-def bucket_of(num_rows: int, num_steps: int, num_positions: int) -> tuple[int, int] | None:
-    """Rows and steps of the rectangle for a batch; None if it should not be recorded."""
-    if not num_positions or num_rows > _ROW_BUCKETS[-1]:
-        return None
-    rows = next(bucket for bucket in _ROW_BUCKETS if bucket >= num_rows)
-    steps = -(-num_steps // _STEP_MULTIPLE) * _STEP_MULTIPLE
-    size = rows * steps
-    filled = size <= _SMALL_POSITIONS or num_positions >= _MIN_FILL * size
-    return (rows, steps) if size <= _MAX_POSITIONS and filled else None
+def bucket_of(num_rows: int, num_steps: int) -> tuple[int, int]:
+    """Rows and steps of the rectangle that a batch is laid out in."""
+    largest = _ROW_BUCKETS[-1]
+    rows = next((bucket for bucket in _ROW_BUCKETS if bucket >= num_rows), 0)
+    rows = rows or -(-num_rows // largest) * largest
+    return rows, -(-num_steps // _STEP_MULTIPLE) * _STEP_MULTIPLE
 
 
 class GraphRunner:
     """Recordings by shape; the one that was not used for longest makes room for a new one."""
 
-    def __init__(self, run: Callable[[Rectangle], None], record: Record) -> None:
-        """Take what runs a rectangle, and what records it."""
+    def __init__(
+        self,
+        run: Callable[[Rectangle], None],
+        record: Record,
+        *,
+        max_rows: int = _MAX_ROWS,
+        max_positions: int = _MAX_POSITIONS,
+    ) -> None:
+        """Take what runs a rectangle, what records it, and the largest batch to record."""
         self._run = run
         self._record: Record | None = record
+        self._max_rows = max_rows
+        self._max_positions = max_positions
         self._seen: set[tuple[int, int]] = set()
         self._recordings: OrderedDict[tuple[int, int], tuple[Rectangle, Callable[[], None]]] = (
             OrderedDict()
@@ -76,6 +83,15 @@ class GraphRunner:
 
     def __len__(self) -> int:
         return len(self._recordings)
+
+    def wants(self, layout: PackedLayout) -> bool:
+        """Whether a batch is worth a recording: small, and not mostly padding."""
+        num_positions = layout.step_N.size
+        if self._record is None or not num_positions:
+            return False
+        rows, steps = bucket_of(layout.lengths_B.size, layout.live_rows_T.size)
+        filled = rows * steps <= _SMALL_POSITIONS or num_positions >= _MIN_FILL * rows * steps
+        return rows <= self._max_rows and rows * steps <= self._max_positions and filled
 
     def run(
         self,
@@ -90,10 +106,10 @@ class GraphRunner:
         Returns: None, with nothing changed, where the batch has to run without a recording: it is
             large, or mostly padding, or the first of its shape, or recording failed.
         """
-        num_rows, num_steps = len(layout.lengths_B), len(layout.live_rows_T)
-        shape = bucket_of(num_rows, num_steps, len(layout.step_N))
-        if shape is None or self._record is None:
+        if not self.wants(layout):
             return None
+        num_rows, num_steps = layout.lengths_B.size, layout.live_rows_T.size
+        shape = bucket_of(num_rows, num_steps)
         if shape not in self._seen:
             self._seen.add(shape)
             return None
@@ -154,15 +170,21 @@ def _rectangle(shape: tuple[int, int], state: BiLMState) -> Rectangle:
     )
 
 
-def record_cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
-    """Record what a function launches; it runs a few times before, so that all is compiled."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
+class CudaRecorder:
+    """Records CUDA graphs, which share memory between their steps' products: one runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Record what a function launches; it runs before, so that all is compiled by then."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
             function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay  # holds the graph
+        return graph.replay  # holds the graph

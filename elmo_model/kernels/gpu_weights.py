@@ -42,20 +42,23 @@ class StackedLayer:
         return self.bias_SG.shape[1] // 4
 
 
-def stack_layers(bilm: BiLM, dtype: torch.dtype) -> list[StackedLayer]:
-    """Every layer of a model with its directions side by side, where the model's weights are."""
+def stack_layers(
+    bilm: BiLM, dtype: torch.dtype, device: torch.device | None = None
+) -> list[StackedLayer]:
+    """Every layer of a model with its directions side by side; no device is the model's own."""
+    device = device or bilm.device
     lstm = bilm.options.lstm
     stacks = [stack for stack in (bilm.forward_stack, bilm.backward_stack) if stack is not None]
     layers = []
     for place in range(lstm.n_layers):
         parts = [_layer(stack, place) for stack in stacks]
-        kernel = torch.stack([part.kernel.detach() for part in parts]).to(dtype)
+        kernel = torch.stack([part.kernel.detach() for part in parts]).to(device, dtype)
         layers.append(
             StackedLayer(
                 input_SPG=kernel[:, : lstm.projection_dim].contiguous(),
                 recurrent_SPG=kernel[:, lstm.projection_dim :].contiguous(),
-                bias_SG=_bias([part.bias.detach() for part in parts]),
-                projection_SDP=_projection(parts, dtype),
+                bias_SG=_bias([part.bias.detach() for part in parts]).to(device),
+                projection_SDP=_projection(parts, device, dtype),
                 cell_clip=lstm.cell_clip,
                 # The original clips inside the projection: without one there is nothing to clip.
                 proj_clip=lstm.proj_clip if lstm.has_projection else None,
@@ -78,6 +81,8 @@ def _bias(biases: Sequence[Tensor]) -> Tensor:
     return bias_SG
 
 
-def _projection(layers: Sequence[LstmLayer], dtype: torch.dtype) -> Tensor | None:
+def _projection(
+    layers: Sequence[LstmLayer], device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
     weights = [layer.projection.detach() for layer in layers if layer.projection is not None]
-    return torch.stack(weights).to(dtype) if weights else None
+    return torch.stack(weights).to(device, dtype) if weights else None

@@ -40,6 +40,7 @@ BATCHES = {
 }
 # Triton comes with a torch for GPUs, so a test that needs it may be skipped where there is none.
 POINTWISE = ["torch", pytest.param("triton", marks=pytest.mark.gpu)]
+CUDA = torch.device("cuda")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -172,7 +173,7 @@ def test_a_gpu_gives_the_references_numbers(shape, tmp_path):
     bilm = model_of(tmp_path, shape)
     batch = batch_of(bilm, MIXED)
     expected = reference(bilm, batch)
-    kernel = build_gpu_kernel(bilm.cuda(), torch.float32)
+    kernel = build_gpu_kernel(bilm, torch.float32, CUDA)
     for _ in range(3):  # without a recording, while it is made, and from it
         assert_same(kernel.run(*on("cuda", batch)), expected, ATOL)
     assert kernel.reason == "CUDA with Triton"
@@ -185,7 +186,7 @@ def test_a_gpu_runs_every_kind_of_batch(lengths, tmp_path):
     bilm = model_of(tmp_path)
     batch = batch_of(bilm, lengths)
     expected = reference(bilm, batch)
-    kernel = build_gpu_kernel(bilm.cuda(), torch.float32)
+    kernel = build_gpu_kernel(bilm, torch.float32, CUDA)
     for _ in range(3):
         assert_same(kernel.run(*on("cuda", batch)), expected, ATOL)
 
@@ -197,16 +198,17 @@ def test_a_gpu_keeps_the_direction_of_every_vector_in_16_bits(dtype, tmp_path):
     bilm = model_of(tmp_path)
     batch = batch_of(bilm, MIXED)
     expected, _ = reference(bilm, batch)
-    layers, _ = build_gpu_kernel(bilm.cuda(), dtype).run(*on("cuda", batch))
+    layers, _ = build_gpu_kernel(bilm, dtype, CUDA).run(*on("cuda", batch))
     assert worst_cosine(layers, expected) > MIN_COSINE[dtype]
 
 
 @pytest.mark.gpu
 @needs_cuda
-def test_the_host_does_not_wait_for_the_gpu(tmp_path):
-    bilm = model_of(tmp_path).cuda()
-    kernel = build_gpu_kernel(bilm, torch.float16)
-    batch = on("cuda", batch_of(bilm.cpu(), MIXED))
+@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "recorded"])
+def test_the_host_does_not_wait_for_the_gpu(graphs, tmp_path):
+    bilm = model_of(tmp_path)
+    kernel = build_gpu_kernel(bilm, torch.float16, CUDA, graphs=graphs)
+    batch = on("cuda", batch_of(bilm, MIXED))
     for _ in range(3):
         kernel.run(*batch)
     torch.cuda.set_sync_debug_mode("error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from elmo_model.kernels.gpu import GpuKernel, build_gpu_kernel
 from elmo_model.kernels.gpu_graphs import GraphRunner, bucket_of
 from elmo_model.kernels.gpu_weights import stack_layers
 from elmo_model.kernels.reference import ReferenceKernel
+from elmo_model.packing import PackedLayout
 from tests.elmo_model.gpu_batches import assert_same, batch_of, model_of, on, pointwise_of
 from tests.elmo_model.random_models import SHAPES
 
@@ -96,39 +98,42 @@ def test_the_recording_unused_for_longest_makes_room(tmp_path, monkeypatch):
 
 
 def test_rows_and_steps_are_rounded_up():
-    assert bucket_of(5, 7, 20) == (8, 8)
-    assert bucket_of(8, 8, 64) == (8, 8)
-    assert bucket_of(300, 40, 8000) == (384, 40)
+    assert bucket_of(5, 7) == (8, 8)
+    assert bucket_of(8, 8) == (8, 8)
+    assert bucket_of(300, 40) == (384, 40)
+    assert bucket_of(1100, 9) == (1536, 16)
 
 
 @pytest.mark.parametrize(
-    ("rows", "steps", "positions", "why"),
+    ("lengths", "wanted"),
     [
-        (0, 0, 0, "nothing to run"),
-        (513, 8, 4104, "many rows"),
-        (512, 40, 20480, "many positions"),
-        (128, 64, 2000, "mostly padding"),
+        ([], False),
+        ([30], True),
+        ([20] * 500, True),
+        ([2] * 513, False),
+        ([40] * 512, False),
+        ([64] + [3] * 127, False),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=["nothing", "one row", "many rows", "more rows", "many positions", "mostly padding"],
 )
-def test_batches_that_gain_nothing_are_not_recorded(rows, steps, positions, why):
-    assert bucket_of(rows, steps, positions) is None
+def test_only_batches_that_gain_are_recorded(lengths, wanted):
+    runner = GraphRunner(lambda rectangle: None, Recorder())
+    assert runner.wants(PackedLayout.of(np.array(lengths, np.int64))) is wanted
 
 
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_a_cuda_graph_gives_exactly_what_it_was_recorded_from(dtype, tmp_path):
-    bilm = model_of(tmp_path).cuda()
-    kernel = build_gpu_kernel(bilm, dtype)
-    plain = build_gpu_kernel(bilm, dtype, graphs=False)
+def test_a_cuda_graph_gives_what_it_was_recorded_from(dtype, tmp_path):
+    bilm = model_of(tmp_path)
+    kernel = build_gpu_kernel(bilm, dtype, torch.device("cuda"))
+    plain = build_gpu_kernel(bilm, dtype, torch.device("cuda"), graphs=False)
     # A product may sum in another order for another number of rows: half a unit of the last place.
     atol = {torch.float32: ATOL, torch.float16: 0.01, torch.bfloat16: 0.05}[dtype]
     for seed, lengths in enumerate(
         [[3, 2, 5], [2, 4], [5, 0, 3, 2], [1], [8, 2, 2, 2, 2, 2, 2, 2]]
     ):
-        batch = on("cuda", batch_of(bilm.cpu(), lengths, seed=seed))
-        bilm.cuda()
+        batch = on("cuda", batch_of(bilm, lengths, seed=seed))
         assert_same(kernel.run(*batch), plain.run(*batch), atol)
     assert "failed" not in kernel.reason
     assert len(kernel._graphs) == 1
