@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from elmo_model.bilm import BiLM
@@ -26,6 +25,7 @@ from elmo_model.kernels.gpu_graphs import CudaRecorder, GraphRunner, Rectangle
 from elmo_model.kernels.gpu_pointwise import Pointwise, TorchPointwise
 from elmo_model.kernels.gpu_weights import StackedLayer, stack_layers
 from elmo_model.kernels.protocol import StackKernel
+from elmo_model.kernels.upload import upload
 from elmo_model.packing import PackedLayout
 from elmo_model.state import BiLMState, cell_dtype
 
@@ -114,9 +114,9 @@ class GpuKernel:
         """As in `StackKernel`."""
         with torch.no_grad(), _products(self._precision):
             table_UP = table_UP.to(self.dtype)
-            order, back, live_T = _upload(
-                [layout.order_B, layout.inverse_order_B, layout.live_rows_T], table_UP.device
-            )
+            arrays = (layout.order_B, layout.inverse_order_B, layout.live_rows_T)
+            joined = upload(torch.from_numpy(np.concatenate(arrays)), table_UP.device)
+            order, back, live_T = torch.split(joined, [array.size for array in arrays])
             sorted_state = state.rows(order)
             cells_SLBD = sorted_state.cells_SLBD.to(cell_dtype(self.dtype))
             outputs_SLBP = sorted_state.outputs_SLBP.to(self.dtype)
@@ -275,15 +275,6 @@ def cut_steps(rows_T: Sequence[int], max_positions: int) -> list[range]:
 def _view(flat: Tensor, *shape: int) -> Tensor:
     """The head of a buffer in a shape; whole in memory, so that products write into it."""
     return flat[: shape[0] * shape[1] * shape[2]].view(shape)
-
-
-def _upload(arrays: Sequence[NDArray[np.int64]], device: torch.device) -> list[Tensor]:
-    """Index arrays as tensors on the device, in one copy that the host does not wait for."""
-    joined = torch.from_numpy(np.concatenate(arrays))
-    if device.type == "cuda":
-        joined = joined.pin_memory()
-    sizes = [array.size for array in arrays]
-    return list(torch.split(joined.to(device, non_blocking=True), sizes))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from elmo_model.kernels.upload import upload
 from elmo_model.packing import PackedLayout
 from elmo_model.state import BiLMState
 
@@ -115,10 +116,7 @@ class GraphRunner:
             return None
         # Rows in the order of falling length: the place of a packed position in the rectangle.
         place_N = layout.step_N * shape[0] + layout.inverse_order_B[layout.row_N]
-        place = torch.from_numpy(place_N)
-        if table_UP.device.type == "cuda":
-            place = place.pin_memory()
-        place = place.to(table_UP.device, non_blocking=True)
+        place = upload(torch.from_numpy(place_N), table_UP.device)
         recording = self._recording(shape, state)
         if recording is None:
             return None
