@@ -37,7 +37,7 @@ class GpuCharCnn:
         )
 
     def __call__(self, chars_NC: Tensor) -> Tensor:
-        """Vectors (N, P) float32 of words, given as shifted ids (N, C), best in the host's memory."""
+        """Vectors (N, P) float32 of words, given as shifted ids (N, C) in the host memory."""
         device = self._table.device
         if not chars_NC.shape[0]:
             return self._table.new_empty(0, self._model.width)
