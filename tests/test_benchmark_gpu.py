@@ -19,6 +19,7 @@ STEPS = {
     "accuracy",
     "step parts",
     "stacks",
+    "words",
     "text",
     "memory",
     "memory test",

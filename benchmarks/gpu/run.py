@@ -33,6 +33,7 @@ from benchmarks.gpu import (
     stack_rates,
     step_parts,
     text_rates,
+    word_rates,
 )
 from benchmarks.gpu.device_time import Setting, describe_device, model_of
 
@@ -133,6 +134,7 @@ def main() -> int:
         "accuracy": lambda: accuracy.measure(setting, files, bilm),
         "step parts": lambda: step_parts.measure(setting, bilm),
         "stacks": lambda: stack_rates.measure(setting, files, bilm, found.get("rooflines", {})),
+        "words": lambda: word_rates.measure(setting, bilm),
         "text": lambda: text_rates.measure(setting, files),
         "memory": lambda: memory_limit.measure(setting, bilm),
         "memory test": lambda: run_tests(setting, _MEMORY_TEST),

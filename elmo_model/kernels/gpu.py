@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,7 +112,7 @@ class GpuKernel:
         self, table_UP: Tensor, index_SN: Tensor, layout: PackedLayout, state: BiLMState
     ) -> tuple[list[Tensor], BiLMState]:
         """As in `StackKernel`."""
-        with torch.no_grad(), _products(self._precision):
+        with torch.no_grad(), _products(self._precision), _current(table_UP.device):
             table_UP = table_UP.to(self.dtype)
             arrays = (layout.order_B, layout.inverse_order_B, layout.live_rows_T)
             joined = upload(torch.from_numpy(np.concatenate(arrays)), table_UP.device)
@@ -275,6 +275,11 @@ def cut_steps(rows_T: Sequence[int], max_positions: int) -> list[range]:
 def _view(flat: Tensor, *shape: int) -> Tensor:
     """The head of a buffer in a shape; whole in memory, so that products write into it."""
     return flat[: shape[0] * shape[1] * shape[2]].view(shape)
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one, which is where Triton launches whatever tensors it is given."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager

@@ -26,6 +26,8 @@ from tests.elmo_model.random_models import SHAPES
 
 # Another order of the same float32 sums, seven steps deep.
 ATOL = 5e-6
+# A GPU's exponentials are a few units less exact in the last place.
+GPU_ATOL = 2e-5
 # 11 and 8 bits of precision; random recurrent weights amplify what a trained model would not.
 MIN_COSINE = {torch.float16: 0.9999, torch.bfloat16: 0.998}
 MIXED = [3, 2, 0, 7, 5]
@@ -175,7 +177,7 @@ def test_a_gpu_gives_the_references_numbers(shape, tmp_path):
     expected = reference(bilm, batch)
     kernel = build_gpu_kernel(bilm, torch.float32, CUDA)
     for _ in range(3):  # without a recording, while it is made, and from it
-        assert_same(kernel.run(*on("cuda", batch)), expected, ATOL)
+        assert_same(kernel.run(*on("cuda", batch)), expected, GPU_ATOL)
     assert kernel.reason == "CUDA with Triton"
 
 
@@ -188,7 +190,7 @@ def test_a_gpu_runs_every_kind_of_batch(lengths, tmp_path):
     expected = reference(bilm, batch)
     kernel = build_gpu_kernel(bilm, torch.float32, CUDA)
     for _ in range(3):
-        assert_same(kernel.run(*on("cuda", batch)), expected, ATOL)
+        assert_same(kernel.run(*on("cuda", batch)), expected, GPU_ATOL)
 
 
 @pytest.mark.gpu

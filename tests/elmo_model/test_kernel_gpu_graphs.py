@@ -128,8 +128,8 @@ def test_a_cuda_graph_gives_what_it_was_recorded_from(dtype, tmp_path):
     bilm = model_of(tmp_path)
     kernel = build_gpu_kernel(bilm, dtype, torch.device("cuda"))
     plain = build_gpu_kernel(bilm, dtype, torch.device("cuda"), graphs=False)
-    # A product may sum in another order for another number of rows: half a unit of the last place.
-    atol = {torch.float32: ATOL, torch.float16: 0.01, torch.bfloat16: 0.05}[dtype]
+    # Products of other numbers of rows may sum in another order, and round otherwise at the end.
+    atol = {torch.float32: 2e-5, torch.float16: 0.02, torch.bfloat16: 0.15}[dtype]
     for seed, lengths in enumerate(
         [[3, 2, 5], [2, 4], [5, 0, 3, 2], [1], [8, 2, 2, 2, 2, 2, 2, 2]]
     ):
