@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elmo_model.packing import Index, PackedLayout
+from elmo_model.upload import upload
 
 
 @dataclass(frozen=True)
@@ -84,5 +85,5 @@ def packed_index(
 
 
 def to_device(index: NDArray[np.integer], device: torch.device) -> Tensor:
-    """An index array as an int64 tensor where the model is."""
-    return torch.from_numpy(index.astype(np.int64)).to(device)
+    """An index array as an int64 tensor where the model is; nothing waits for a GPU."""
+    return upload(torch.from_numpy(index.astype(np.int64)), device)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from elmo_model.upload import upload
+
 _FIRST_ROWS = 1024
 
 
@@ -40,7 +42,7 @@ class WordCache:
                 return self._embed(words)
         table = self._keep(missing)
         index = torch.tensor([rows[word] for word in words], dtype=torch.int64)
-        return table[index.to(table.device)]
+        return table[upload(index, table.device)]
 
     def _keep(self, words: Sequence[str]) -> Tensor:
         """Make and keep words; returns the table that `_rows` points into."""

@@ -46,6 +46,7 @@ _TESTS = [
     "tests/elmo_model/test_kernel_gpu_graphs.py",
     "tests/elmo_model/test_kernel_gpu_compile.py",
     "tests/elmo_model/test_kernel_gpu_chars.py",
+    "tests/elmo_model/test_upload.py",
     "tests/elmo_model/test_devices.py",
 ]
 _MEMORY_TEST = ["tests/pipeline/test_elmo_vectors.py"]

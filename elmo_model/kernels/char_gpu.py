@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from elmo_model.char_cnn import CharCnn, used_columns
 from elmo_model.characters import PAD_ID
-from elmo_model.kernels.upload import upload
+from elmo_model.upload import upload
 
 # Words are grouped by columns rounded up to this: few groups, little work on padding.
 _COLUMNS_STEP = 4

@@ -25,9 +25,9 @@ from elmo_model.kernels.gpu_graphs import CudaRecorder, GraphRunner, Rectangle
 from elmo_model.kernels.gpu_pointwise import Pointwise, TorchPointwise
 from elmo_model.kernels.gpu_weights import StackedLayer, stack_layers
 from elmo_model.kernels.protocol import StackKernel
-from elmo_model.kernels.upload import upload
 from elmo_model.packing import PackedLayout
 from elmo_model.state import BiLMState, cell_dtype
+from elmo_model.upload import upload
 
 # Gates take 64 KiB a position and direction at original size in 16 bits. Those of distinct words
 # are kept together if they need no more than this.

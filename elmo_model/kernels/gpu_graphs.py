@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from elmo_model.kernels.upload import upload
 from elmo_model.packing import PackedLayout
 from elmo_model.state import BiLMState
+from elmo_model.upload import upload
 
 _ROW_BUCKETS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 _STEP_MULTIPLE = 8

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from elmo_model.bilm import BiLM
-from elmo_model.directory import read_files
+from elmo_model.directory import ModelFiles, read_files
 from elmo_model.kernels import gpu_weights
 from elmo_model.kernels.gpu_pointwise import Pointwise, TorchPointwise
 from elmo_model.packing import PackedLayout
@@ -25,11 +25,16 @@ NUM_WORDS = 9
 
 def model_of(directory: Path, shape: str = "like the released models") -> BiLM:
     """One of `random_models.SHAPES`, float32, on the CPU."""
+    files = read_files_of(directory, shape)
+    return build(files.options, files.state).requires_grad_(False).eval()
+
+
+def read_files_of(directory: Path, shape: str = "like the released models") -> ModelFiles:
+    """The files of one of `random_models.SHAPES`."""
     paths = write_model(directory, shape)
-    files = read_files(
+    return read_files(
         paths["options_file"], paths["weights_file"], paths.get("vocabulary_file"), None
     )
-    return build(files.options, files.state).requires_grad_(False).eval()
 
 
 def batch_of(bilm: BiLM, lengths: list[int], *, warm: bool = True, seed: int = 0):

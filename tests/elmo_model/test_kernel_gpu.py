@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from elmo_model.encoder import Encoder
 from elmo_model.kernels import gpu
+from elmo_model.kernels.char_gpu import GpuCharCnn
 from elmo_model.kernels.gpu import GpuKernel, build_gpu_kernel, cut_steps
 from elmo_model.kernels.gpu_pointwise import TorchPointwise
 from elmo_model.kernels.gpu_weights import stack_layers
 from elmo_model.kernels.reference import ReferenceKernel
 from elmo_model.packing import PackedLayout
 from elmo_model.state import BiLMState
+from elmo_model.weights import build
+from elmo_model.word_cache import WordCache
 from tests.elmo_model.gpu_batches import (
     assert_same,
     batch_of,
@@ -20,6 +24,7 @@ from tests.elmo_model.gpu_batches import (
     model_of,
     on,
     pointwise_of,
+    read_files_of,
     worst_cosine,
 )
 from tests.elmo_model.random_models import SHAPES
@@ -166,6 +171,21 @@ def test_steps_are_cut_into_blocks_of_at_least_one():
 def test_a_kernel_says_what_it_is_and_why(tmp_path):
     kernel = build_gpu_kernel(model_of(tmp_path), torch.float32)
     assert (kernel.name, kernel.reason) == ("gpu", "not on CUDA")
+
+
+@pytest.mark.parametrize("pointwise", POINTWISE)
+def test_an_encoder_gives_the_same_layers_with_this_kernel(pointwise, tmp_path):
+    sentences = [["the", "cat", "sat"], [], ["über", "🙂"], ["a"] * 9]
+    files = read_files_of(tmp_path)
+    encoder = Encoder(files, device="cpu")
+    expected = encoder.encode(sentences)
+    bilm = build(files.options, files.state).requires_grad_(False)
+    encoder.kernel = kernel_of(bilm, pointwise)
+    encoder._embed_ids = GpuCharCnn(bilm.token_embedding)
+    encoder._cache = WordCache(encoder._embed, 100)
+    found = encoder.encode(sentences)
+    torch.testing.assert_close(found.layers, expected.layers, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.state.cells_SLBD, expected.state.cells_SLBD, rtol=0, atol=1e-5)
 
 
 @pytest.mark.gpu
