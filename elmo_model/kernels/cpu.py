@@ -133,6 +133,8 @@ class CpuKernel:
             for direction in range(len(firsts))
             for number in range(len(chunks))
         )
+        if len(chunks) == 1:
+            return [made[direction, 0] for direction in range(len(firsts))]
         return [
             torch.cat([made[direction, number] for number in range(len(chunks))])
             for direction in range(len(firsts))
