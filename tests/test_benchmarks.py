@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -95,3 +101,25 @@ def test_random_weights_have_the_scale_of_trained_ones():
     for layer in layers:
         assert 0.1 < float(layer.square().mean().sqrt()) < 0.6
     assert float(layers.abs().max()) < options.lstm.proj_clip
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("bench_encode.py", ["--seconds", "0", "--threads", "1"]),
+        ("accuracy.py", ["--arithmetics", "float32"]),
+    ],
+)
+def test_the_encoders_benchmarks_run(program, arguments, shared, tmp_path):
+    news = shared / "data" / "bbc-news" / "bbc.jsonl.xz"
+    result = tmp_path / "result.json"
+    some = ["--news", str(news), "--sizes", "small", "--sentences", "4", "--result", str(result)]
+    root = Path(__file__).parents[1]
+    subprocess.run(
+        [sys.executable, str(root / "benchmarks" / program), *some, *arguments],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        check=True,
+    )
+    assert "cpu" in json.loads(result.read_text())["machine"]
