@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from elmo_model.bilm import BiLM
+from elmo_model.devices import is_out_of_memory
+from elmo_model.kernels.gpu_buffers import StepBuffers, cut_steps, view_of
 from elmo_model.kernels.gpu_graphs import CudaRecorder, GraphRunner, Rectangle
 from elmo_model.kernels.gpu_pointwise import Pointwise, TorchPointwise
 from elmo_model.kernels.gpu_weights import StackedLayer, stack_layers
@@ -121,18 +123,33 @@ class GpuKernel:
             cells_SLBD = sorted_state.cells_SLBD.to(cell_dtype(self.dtype))
             outputs_SLBP = sorted_state.outputs_SLBP.to(self.dtype)
             schedule = Schedule(layout.live_rows_T.tolist(), live_T)
-            done = None
-            if self._graphs is not None:
-                done = self._graphs.run(
-                    table_UP, index_SN, layout, live_T, BiLMState(cells_SLBD, outputs_SLBP)
-                )
-                if self._graphs.failure is not None:
-                    self.reason += f"; nothing is recorded, since it failed: {self._graphs.failure}"
-                    self._graphs = None
+            running = BiLMState(cells_SLBD, outputs_SLBP)
+            done = self._run_recorded(table_UP, index_SN, layout, live_T, running)
             if done is None:
-                done = self._run_packed(table_UP, index_SN, schedule, cells_SLBD, outputs_SLBP)
-            final = BiLMState(cells_SLBD, outputs_SLBP).rows(back)
-            return done, final
+                try:
+                    done = self._run_packed(table_UP, index_SN, schedule, cells_SLBD, outputs_SLBP)
+                except RuntimeError as error:
+                    if self._graphs is not None and is_out_of_memory(error):
+                        self._graphs.forget()
+                    raise
+            return done, running.rows(back)
+
+    def _run_recorded(
+        self,
+        table_UP: Tensor,
+        index_SN: Tensor,
+        layout: PackedLayout,
+        live_T: Tensor,
+        state: BiLMState,
+    ) -> list[Tensor] | None:
+        """All layers from a recording, the state updated; None where the batch runs without."""
+        if self._graphs is None:
+            return None
+        done = self._graphs.run(table_UP, index_SN, layout, live_T, state)
+        if self._graphs.failure is not None:
+            self.reason += f"; nothing is recorded, since it failed: {self._graphs.failure}"
+            self._graphs = None
+        return done
 
     def run_rectangle(self, rectangle: Rectangle) -> None:
         """All layers where every row runs to the last step; writes into what it is given."""
@@ -188,7 +205,7 @@ class GpuKernel:
             packed_SNP: the layer's outputs, written.
         """
         cell_SBD, output_SBP = state
-        room = _Room(layer, max(schedule.rows_T, default=0), packed_SNP)
+        room = StepBuffers(layer, max(schedule.rows_T, default=0), packed_SNP)
         start = 0
         for steps, source_SUG, index_SM in self._blocks(layer, inputs_SUP, index_SN, schedule):
             first = start
@@ -231,50 +248,10 @@ class GpuKernel:
         buffer = inputs_SUP.new_empty(longest * layer.bias_SG.numel())
         start = 0
         for block, count in zip(blocks, counts, strict=True):
-            source_SMG = _view(buffer, num_directions, count, layer.bias_SG.shape[1])
+            source_SMG = view_of(buffer, num_directions, count, layer.bias_SG.shape[1])
             torch.bmm(inputs_SUP[:, start : start + count], layer.input_SPG, out=source_SMG)
             yield block, source_SMG, counting_SM
             start += count
-
-
-class _Room:
-    """What a step needs between its products, taken once for the widest step."""
-
-    def __init__(self, layer: StackedLayer, max_rows: int, like: Tensor) -> None:
-        self._layer = layer
-        self._directions = layer.bias_SG.shape[0]
-        rows = self._directions * max_rows
-        self._gates = like.new_empty(rows * 4 * layer.dim)
-        self._hidden = like.new_empty(rows * layer.dim)
-        self._projected = like.new_empty(rows * layer.width)
-
-    def gates(self, rows: int) -> Tensor:
-        return _view(self._gates, self._directions, rows, 4 * self._layer.dim)
-
-    def hidden(self, rows: int) -> Tensor:
-        return _view(self._hidden, self._directions, rows, self._layer.dim)
-
-    def projected(self, rows: int) -> Tensor:
-        return _view(self._projected, self._directions, rows, self._layer.width)
-
-
-def cut_steps(rows_T: Sequence[int], max_positions: int) -> list[range]:
-    """Cut steps into runs of at most `max_positions` rows in all, one step at least."""
-    blocks: list[range] = []
-    first, count = 0, 0
-    for step, rows in enumerate(rows_T):
-        if step > first and count + rows > max_positions:
-            blocks.append(range(first, step))
-            first, count = step, 0
-        count += rows
-    if first < len(rows_T):
-        blocks.append(range(first, len(rows_T)))
-    return blocks
-
-
-def _view(flat: Tensor, *shape: int) -> Tensor:
-    """The head of a buffer in a shape; whole in memory, so that products write into it."""
-    return flat[: shape[0] * shape[1] * shape[2]].view(shape)
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:

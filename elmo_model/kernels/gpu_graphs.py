@@ -85,6 +85,11 @@ class GraphRunner:
     def __len__(self) -> int:
         return len(self._recordings)
 
+    def forget(self) -> None:
+        """Drop all recordings with the memory that they hold, for when memory is short."""
+        self._recordings.clear()
+        self._seen.clear()
+
     def wants(self, layout: PackedLayout) -> bool:
         """Whether a batch is worth a recording: small, and not mostly padding."""
         num_positions = layout.step_N.size

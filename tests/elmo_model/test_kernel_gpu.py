@@ -9,7 +9,8 @@ import torch
 from elmo_model.encoder import Encoder
 from elmo_model.kernels import gpu
 from elmo_model.kernels.char_gpu import GpuCharCnn
-from elmo_model.kernels.gpu import GpuKernel, build_gpu_kernel, cut_steps
+from elmo_model.kernels.gpu import GpuKernel, build_gpu_kernel
+from elmo_model.kernels.gpu_buffers import cut_steps
 from elmo_model.kernels.gpu_pointwise import TorchPointwise
 from elmo_model.kernels.gpu_weights import stack_layers
 from elmo_model.kernels.reference import ReferenceKernel

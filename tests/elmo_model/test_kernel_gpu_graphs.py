@@ -97,6 +97,26 @@ def test_the_recording_unused_for_longest_makes_room(tmp_path, monkeypatch):
     assert recorder.recorded == 4  # [9] had to go when [17] came, and was made again
 
 
+def test_recordings_are_dropped_where_a_batch_does_not_fit_into_memory(tmp_path, monkeypatch):
+    bilm = model_of(tmp_path)
+    kernel, recorder = recording_kernel(bilm)
+    small = batch_of(bilm, [3, 4])
+    for _ in range(2):
+        kernel.run(*small)
+
+    def too_large(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel, "_run_packed", too_large)
+        with pytest.raises(torch.OutOfMemoryError):
+            kernel.run(*batch_of(bilm, [2] * 600))
+    assert len(kernel._graphs) == 0
+    for _ in range(3):
+        assert_same(kernel.run(*small), ReferenceKernel(bilm, "test").run(*small), ATOL)
+    assert recorder.recorded == 2
+
+
 def test_rows_and_steps_are_rounded_up():
     assert bucket_of(5, 7) == (8, 8)
     assert bucket_of(8, 8) == (8, 8)
