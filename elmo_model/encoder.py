@@ -201,6 +201,23 @@ class Encoder:
         Raises:
             ValueError: ids, lengths and state do not fit together.
         """
+        packed, final = self.encode_packed(words, word_ids_BT, lengths_B, state)
+        num_times = word_ids_BT.shape[1]
+        layers = packed.unpack(num_times, keep_marks=False)
+        mask = torch.from_numpy(np.arange(num_times) < np.asarray(lengths_B)[:, None])
+        return LayerActivations(layers, mask.to(self.device), final)
+
+    def encode_packed(
+        self,
+        words: Sequence[str],
+        word_ids_BT: NDArray[np.integer],
+        lengths_B: NDArray[np.integer],
+        state: BiLMState | None = None,
+    ) -> tuple[PackedLayers, BiLMState]:
+        """Run the biLM as `encode_word_ids`, and leave its layers as the kernel made them.
+
+        For whoever takes some of the layers, mixes or pools them: nothing is copied or padded.
+        """
         num_rows, num_times = word_ids_BT.shape
         lengths_B = np.asarray(lengths_B, np.int64)
         start = self._start_of(num_rows, state)
@@ -224,8 +241,7 @@ class Encoder:
             index_SN = packed_index(marked_BT, layout, self.options.num_directions, self.device)
             outputs, final = self.kernel.run(table_UP, index_SN, layout, start)
             packed = PackedLayers(layout, table_UP.to(self.dtype), index_SN, outputs)
-            layers = packed.unpack(num_times, keep_marks=False)
-        return LayerActivations(layers, torch.from_numpy(real_BT).to(self.device), final)
+        return packed, final
 
     def embed_words(self, words: Sequence[str]) -> Tensor:
         """Context-free vectors (U, P) float32 of words, in their order; layer 0 of any sentence."""

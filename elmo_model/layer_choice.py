@@ -17,7 +17,7 @@ B rows, T positions, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,34 @@ class LayerChoice:
     def dim(self, encoder: Encoder) -> int:
         """Width of each output."""
         return encoder.options.lstm.projection_dim if self.name == "word_emb" else encoder.dim
+
+    def combine(self, layer: Callable[[int], Tensor], num_layers: int) -> list[Tensor]:
+        """Take or mix layers that are made when they are asked for.
+
+        Args:
+            layer: gives layer l, (..., P) of one direction.
+            num_layers: the model's L + 1.
+
+        Returns: a tensor for each output, mixtures in float32. Of `directions` halves the outputs
+        consist.
+        """
+        if self.name == "all":
+            return [layer(place) for place in range(num_layers)]
+        single = {"top": num_layers - 1, "lstm_outputs1": 1, "lstm_outputs2": 2, "word_emb": 0}
+        if self.name in single:
+            return [layer(single[self.name])]
+        assert self.shares is not None
+        mixed: Tensor | None = None
+        for place, share in enumerate(self.shares):
+            part = layer(place).float()
+            mixed = part * share if mixed is None else mixed.add_(part, alpha=share)
+        assert mixed is not None
+        return [mixed]
+
+    @property
+    def directions(self) -> int:
+        """How many directions' halves an output has."""
+        return 1 if self.name == "word_emb" else self.num_directions
 
     def apply(self, layers_LBTD: Tensor) -> Tensor:
         """Take or mix the layers of a batch.

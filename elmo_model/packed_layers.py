@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from elmo_model.layer_choice import LayerChoice
 from elmo_model.packing import Index, PackedLayout
 from elmo_model.upload import upload
 
@@ -53,6 +54,19 @@ class PackedLayers:
         last_N = layout.lengths_B[layout.row_N] - 1
         kept_M = np.flatnonzero((times_N > 0) & (times_N < last_N))
         return kept_M, layout.row_N[kept_M], times_N[kept_M] - 1
+
+    def combine(self, choice: LayerChoice, direction: int, source_M: Tensor) -> Tensor:
+        """Chosen or mixed layers of some positions of a direction: (M, K, P).
+
+        Layers that are not asked for are not looked at.
+        """
+
+        def layer(place: int) -> Tensor:
+            if place:
+                return self.outputs_L[place - 1][direction, source_M]
+            return self.table_UP[self.index_SN[direction, source_M]]
+
+        return torch.stack(choice.combine(layer, len(self.outputs_L) + 1), 1)
 
     def unpack(self, num_times: int, *, keep_marks: bool) -> Tensor:
         """All layers in the shape of the batch: (L+1, B, T, S P), exact zeros at padding."""

@@ -6,7 +6,7 @@ put back in order. Only what will be written leaves the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,10 +15,13 @@ from torch import Tensor
 
 from elmo_model.devices import free_caches, is_out_of_memory
 from elmo_model.encoder import Encoder, LayerChoice
+from elmo_model.packed_layers import PackedLayers
 from pipeline import pooling
 from pipeline.config import VectorConfig
 from pipeline.token_budget import TokenBudget, first_line
 from pipeline.token_window import OUT_OF_MEMORY, BatchCounts, TokenWindow, WindowError
+
+Index = NDArray[np.int64]
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -71,9 +74,13 @@ class ElmoVectors:
         lengths_S = torch.from_numpy(window.sentence_lengths).to(device)
         partial_SKD: Tensor | None = None
 
-        def reduce(rows_B: NDArray[np.int64], mixed_KBTD: Tensor, mask_BT: Tensor) -> None:
+        def reduce(rows_B: Index, packed: PackedLayers) -> None:
             nonlocal partial_SKD
-            reduced_BKD = pooling.reduce_tokens(mixed_KBTD, mask_BT, config.pooling)
+            parts = [
+                pooling.reduce_tokens(tokens_MKP, row_M, time_M, len(rows_B), config.pooling)
+                for tokens_MKP, row_M, time_M in self._chosen(packed)
+            ]
+            reduced_BKD = torch.cat(parts, 2)
             if partial_SKD is None:
                 shape = (len(lengths_S), *reduced_BKD.shape[1:])
                 partial_SKD = torch.empty(shape, device=device)
@@ -93,35 +100,47 @@ class ElmoVectors:
         starts_S = np.cumsum(window.sentence_lengths) - window.sentence_lengths
         result: NDArray[np.floating] | None = None
 
-        def store(rows_B: NDArray[np.int64], mixed_KBTD: Tensor, mask_BT: Tensor) -> None:
+        def store(rows_B: Index, packed: PackedLayers) -> None:
             nonlocal result
-            stored = self._to_stored(mixed_KBTD.permute(1, 2, 0, 3)[mask_BT])
+            lengths_B = window.sentence_lengths[rows_B]
+            firsts_B = np.cumsum(lengths_B) - lengths_B
+            parts = []
+            for tokens_MKP, row_M, time_M in self._chosen(packed):
+                # Rows and times in the batch's order, the same for both directions.
+                order_M = np.argsort(firsts_B[row_M] + time_M)
+                parts.append(tokens_MKP[torch.from_numpy(order_M).to(tokens_MKP.device)])
+            stored = self._to_stored(torch.cat(parts, 2))
             if result is None:
                 result = np.empty((len(window.word_ids), *stored.shape[1:]), stored.dtype)
-            positions_BT = starts_S[rows_B][:, None] + np.arange(mask_BT.shape[1])
-            result[positions_BT[mask_BT.cpu().numpy()]] = stored
+            places_M = np.arange(len(stored)) - np.repeat(firsts_B - starts_S[rows_B], lengths_B)
+            result[places_M] = stored
 
         self._encode(window, store)
         return self._empty() if result is None else result
 
-    def _encode(
-        self, window: TokenWindow, take: Callable[[NDArray[np.int64], Tensor, Tensor], None]
-    ) -> None:
-        """Call `take` with (sentence indices, mixed_KBTD, mask_BT), longest sentences first.
+    def _chosen(self, packed: PackedLayers) -> Iterator[tuple[Tensor, Index, Index]]:
+        """The chosen layers (M, K, P) of each direction's tokens, with their rows and times."""
+        for direction in range(self._choice.directions):
+            kept_M, row_M, time_M = packed.kept(direction, keep_marks=False)
+            source_M = torch.from_numpy(kept_M).to(self._encoder.device)
+            yield packed.combine(self._choice, direction, source_M), row_M, time_M
+
+    def _encode(self, window: TokenWindow, take: Callable[[Index, PackedLayers], None]) -> None:
+        """Call `take` with sentence indices and their layers, longest sentences first.
 
         It may be called again for sentences whose batch did not fit into memory.
         """
         lengths_S = window.sentence_lengths
         starts_S = np.cumsum(lengths_S) - lengths_S
 
-        def run_batch(rows_B: NDArray[np.int64]) -> None:
+        def run_batch(rows_B: Index) -> None:
             lengths_B = lengths_S[rows_B]
             steps_T = np.arange(lengths_B[0])
             real_BT = steps_T < lengths_B[:, None]
             positions_BT = np.where(real_BT, starts_S[rows_B][:, None] + steps_T, 0)
             word_ids_BT = np.where(real_BT, window.word_ids[positions_BT], np.int32(-1))
-            activations = self._encoder.encode_word_ids(window.words, word_ids_BT, lengths_B)
-            take(rows_B, self._choice.apply(activations.layers), activations.mask)
+            packed, _ = self._encoder.encode_packed(window.words, word_ids_BT, lengths_B)
+            take(rows_B, packed)
 
         self._budget.run(lengths_S, run_batch, self.counts)
 

@@ -1,31 +1,44 @@
 """From token vectors to sentence and document vectors. Knows tensors only: no text, files or Ray.
 
-K layers out, B sentences in a batch, T tokens, D elements, S sentences and N documents in a window.
+K layers out, B sentences and M tokens in a batch, P elements of a direction, D of a vector, S
+sentences and N documents in a window.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+Index = NDArray[np.int64]
 
-def reduce_tokens(mixed_KBTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
+
+def reduce_tokens(
+    tokens_MKP: Tensor, row_M: Index, time_M: Index, num_rows: int, pooling: str
+) -> Tensor:
     """One partial result a sentence, from which its own or its document's vector follows.
 
     Args:
-        mixed_KBTD: token vectors, any floating dtype.
-        mask_BT: True on real tokens; every sentence has at least one.
-        pooling: mean (gives the float32 sum), max or first.
+        tokens_MKP: vectors of the batch's tokens in any order, any floating dtype.
+        row_M: sentence of each token; every sentence has at least one.
+        time_M: place of each token in its sentence.
+        num_rows: sentences, B.
+        pooling: mean (gives the sum), max or first.
 
-    Returns: (B, K, D) float32. Padding never takes part.
+    Returns: (B, K, P) float32.
     """
+    # By sentence and time, so that a sum does not depend on what else is in the batch.
+    order_M = np.lexsort((time_M, row_M))
+    lengths_B = np.bincount(row_M, minlength=num_rows)
+    device = tokens_MKP.device
     if pooling == "first":
-        return mixed_KBTD[:, :, 0].float().transpose(0, 1)
-    masked_KBTD = mixed_KBTD.float()
-    if pooling == "max":
-        masked_KBTD = masked_KBTD.masked_fill(~mask_BT[None, :, :, None], -torch.inf)
-        return masked_KBTD.amax(dim=2).transpose(0, 1)
-    return torch.einsum("kbtd,bt->bkd", masked_KBTD, mask_BT.to(masked_KBTD.dtype))
+        firsts_B = order_M[np.cumsum(lengths_B) - lengths_B]
+        return tokens_MKP[torch.from_numpy(firsts_B).to(device)].float()
+    sorted_MKP = tokens_MKP[torch.from_numpy(order_M).to(device)].float()
+    reduction = "max" if pooling == "max" else "sum"
+    lengths = torch.from_numpy(lengths_B).to(device)
+    return torch.segment_reduce(sorted_MKP, reduction, lengths=lengths, axis=0)
 
 
 def finish_sentences(partial_SKD: Tensor, lengths_S: Tensor, pooling: str) -> Tensor:

@@ -87,3 +87,19 @@ def test_a_gpu_with_little_memory_gives_the_same_vectors(tmp_path):
 def test_the_corpus_of_these_tests_has_sentences_of_many_lengths(shared):
     lengths = {len(sentence) for sentence in sentences_of(shared / "data/bbc-news/bbc.jsonl.xz")}
     assert len(lengths) > 30
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("level", ["document", "sentence", "token"])
+@pytest.mark.parametrize("pooled", ["mean", "max", "first"])
+def test_on_the_cpu_batches_and_neighbours_change_no_bit(shared, tmp_path, level, pooled, dtype):
+    encoder = Encoder.from_files(**write_model(tmp_path), device="cpu", dtype=dtype)
+    choice = LayerChoice.parse("average", num_layers=encoder.num_layers)
+    config = VectorConfig(level=level, pooling=pooled, dtype="float16")
+    sentences = sentences_of(shared / "data/bbc-news/bbc.jsonl.xz")[:80]
+    large = ElmoVectors(encoder, choice, config, 1 << 14).vectors(window_of(sentences))
+    small = ElmoVectors(encoder, choice, config, 200).vectors(window_of(sentences))
+    assert np.array_equal(large, small)
+    few = ElmoVectors(encoder, choice, config, 1 << 14).vectors(window_of(sentences[:4]))
+    assert np.array_equal(large[: len(few)], few)
