@@ -7,10 +7,17 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import pytest
+import torch
 
 from benchmarks.gpu.device_time import Setting
 from benchmarks.gpu.run import Run
+from elmo_model.kernels.gpu_pointwise import TorchPointwise
+from elmo_model.kernels.gpu_weights import stack_layers
+from tests.elmo_model.gpu_batches import interpreted_triton, model_of
 
 ROOT = Path(__file__).parents[1]
 STEPS = {
@@ -24,6 +31,8 @@ STEPS = {
     "memory",
     "memory test",
 }
+# float32 sums in another order.
+FUSED_ATOL = 2e-6
 # What a machine with a GPU may lack: nothing but the tests may need any of it.
 MISSING = ("ray", "pyarrow", "pydantic", "fsspec", "pytest", "triton", "yaml")
 BLOCKER = f"""
@@ -88,3 +97,25 @@ def test_a_step_that_fails_costs_no_other_result(tmp_path):
 def test_nothing_is_started_when_the_time_is_up(tmp_path):
     run = Run(replace(Setting.dry(), deadline=0.0), tmp_path / "gpu.json")
     assert run.step("late", lambda: 1 / 0) == {"left_out": "no time left"}
+
+
+@pytest.mark.gpu  # comes with Triton: without it this cannot run
+@pytest.mark.parametrize("shape", ["like the released models", "clips active", "no clips"])
+@pytest.mark.parametrize("rows", [1, 5, 20])
+def test_the_fused_candidate_computes_product_and_cell(shape, rows, tmp_path):
+    fused = interpreted_triton(ROOT / "benchmarks/gpu/fused_step.py")
+    layer = stack_layers(model_of(tmp_path, shape), torch.float32)[0]
+    generator = torch.Generator().manual_seed(rows)
+    random = partial(torch.randn, generator=generator)
+    output, source = random(2, rows, layer.width), random(2, 7, 4 * layer.dim)
+    index = torch.randint(0, 7, (2, rows), generator=generator)
+    cell, live = random(2, rows, layer.dim), torch.tensor([max(1, rows - 2)])
+    expected_cell, expected = cell.clone(), torch.empty(2, rows, layer.dim)
+    gates = torch.bmm(output, layer.recurrent_SPG)
+    TorchPointwise().cell(layer, gates, source, index, live, expected_cell, expected)
+    found = torch.empty_like(expected)
+    tile = fused.Tile(16, 16, 16, 4, 2)
+    fused.fused_cell(layer, output, (source, index), live, cell, found, tile)
+    torch.testing.assert_close(cell, expected_cell, rtol=0, atol=FUSED_ATOL)
+    alive = slice(0, int(live))
+    torch.testing.assert_close(found[:, alive], expected[:, alive], rtol=0, atol=FUSED_ATOL)

@@ -4,12 +4,14 @@ Each part runs many times between two events, on the data that the others left. 
 against the whole step shows what launching costs; bytes against the copy rate show what a small
 kernel could gain. Two choices of the kernel are put to the test as well: how a tile of the cell is
 shaped, and whether one direction at a time, whose gates fit into the cache sooner, would be faster.
+And a candidate: product and cell in one kernel (fused_step.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +45,8 @@ def measure(setting: Setting, bilm: BiLM) -> dict[str, Any]:
     for rows in setting.rows:
         step = _Step(setting, kernel._layers[1], kernel._pointwise, rows)
         found[str(rows)] = step.alone() | step.by_direction()
+        if kernel._pointwise.name == "triton":
+            found[str(rows)]["product and cell fused"] = step.fused()
     if kernel._pointwise.name == "triton":
         found["cell tiles, us"] = _tiles(setting, kernel, setting.rows[1])
     return found
@@ -97,6 +101,29 @@ class _Step:
             "product and cell at once": _time(self._setting, [self._product, self.cell]),
             "product and cell by direction": _time(self._setting, halves),
         }
+
+    def fused(self) -> dict[str, Any]:
+        """The candidate by tile, and how far its result is from that of the two kernels."""
+        from benchmarks.gpu.fused_step import TILES, fused_cell
+
+        source = self._source, self._index
+        before = self._cell.clone()
+        self._product()
+        self.cell()
+        expected = self._hidden.float()
+        found: dict[str, Any] = {}
+        for tile in TILES:
+            arguments = (self._layer, self._output, source, self._live, self._cell, self._hidden)
+            try:
+                self._cell.copy_(before)
+                self._hidden.fill_(torch.nan)
+                fused_cell(*arguments, tile)
+                apart = float((self._hidden.float() - expected).norm() / expected.norm())
+                found[str(tile)] = _time(self._setting, [partial(fused_cell, *arguments, tile)])
+                found[str(tile)]["relative_difference"] = float(f"{apart:.3g}")
+            except Exception as error:
+                found[str(tile)] = {"failed": f"{type(error).__name__}: {error}"[:300]}
+        return found
 
     def _product(self, half: slice = slice(None)) -> None:
         weights = self._layer.recurrent_SPG[half]

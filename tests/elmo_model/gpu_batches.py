@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -83,17 +84,19 @@ def worst_cosine(found_L, expected_L) -> float:
     )
 
 
-def interpreted_triton() -> ModuleType:
+def interpreted_triton(path: Path | None = None) -> ModuleType:
     """The module of the Triton kernels, loaded once more for Triton's interpreter on the CPU.
 
     What the package imports stays compiled, so that tests on a GPU can run in the same process.
+    Another module with kernels may be named by its file.
     """
     pytest.importorskip("triton", reason="Triton is not installed")
-    path = Path(gpu_weights.__file__).with_name("gpu_triton.py")
-    spec = importlib.util.spec_from_file_location("interpreted_gpu_triton", path)
+    path = path or Path(gpu_weights.__file__).with_name("gpu_triton.py")
+    spec = importlib.util.spec_from_file_location(f"interpreted_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look for it there
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     try:
