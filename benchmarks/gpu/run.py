@@ -126,6 +126,8 @@ def main() -> int:
         print("no CUDA device is there; --dry-run needs none", file=sys.stderr)
         return 2
     setting = Setting.dry() if arguments.dry_run else Setting.full(arguments.minutes)
+    if setting.is_dry:
+        torch.set_num_threads(1)  # tiny sizes gain nothing from more, and lose on a busy machine
     run = Run(setting, result_path(arguments.result))
     files, bilm = model_of(setting)
     found: dict[str, Any] = {}
