@@ -41,6 +41,8 @@ _CACHE_BYTES = 256 << 20
 # What `encode` gives the biLM at once, so that a long list of sentences needs no more memory than
 # its result; callers that batch for themselves use `encode_word_ids`.
 _MAX_BATCH_POSITIONS = 8192
+# Kernels fill up the rows of a step to such a number, so batches had better have it.
+_ROWS_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,11 @@ class Encoder:
     def num_layers(self) -> int:
         """Layers that come out, L + 1: the context-free one and every LSTM layer."""
         return self.options.num_layers
+
+    @property
+    def num_words_made(self) -> int:
+        """Words that went through the character encoder so far; all others were remembered."""
+        return self._cache.num_made
 
     @property
     def dim(self) -> int:
@@ -312,6 +319,8 @@ def _batches(lengths_B: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     start = 0
     while start < order.size:
         num_rows = max(1, _MAX_BATCH_POSITIONS // int(lengths_B[order[start]]))
+        if num_rows >= 2 * _ROWS_MULTIPLE:
+            num_rows -= num_rows % _ROWS_MULTIPLE
         batches.append(order[start : start + num_rows])
         start += num_rows
     return batches

@@ -17,14 +17,22 @@ _FIRST_ROWS = 1024
 
 
 class WordCache:
-    """Vectors of at most `max_words` words, on the device where they are made."""
+    """Vectors of at most `max_words` words, on the device where they are made.
+
+    `num_made` counts the words that were not kept and had to be made.
+    """
 
     def __init__(self, embed: Callable[[Sequence[str]], Tensor], max_words: int) -> None:
         """Take the function that makes vectors (U, P) of U words, and the number to keep."""
-        self._embed = embed
+        self._make = embed
+        self.num_made = 0
         self._max_words = max_words
         self._rows: dict[str, int] = {}
         self._table: Tensor | None = None
+
+    def _embed(self, words: Sequence[str]) -> Tensor:
+        self.num_made += len(words)
+        return self._make(words)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -100,6 +100,7 @@ def describe_run(prepared: PreparedRun, report: RunReport) -> JobResult:
         "embedded_tokens": counts.tokens,
         "tokens_per_s": counts.tokens / report.seconds if report.seconds else 0.0,
         "padding_share": counts.padding_share,
+        "made_words": counts.made_words,
         "cut_tokens": counts.cut_tokens,
         "split_sentences": counts.split_sentences,
         "oom_splits": counts.num_oom_splits,
@@ -129,8 +130,8 @@ def describe_run(prepared: PreparedRun, report: RunReport) -> JobResult:
     work = (
         f"embedded {counts.documents:,} documents, {counts.tokens:,} tokens in "
         f"{format_duration(report.seconds)} ({data['tokens_per_s']:,.0f} tokens/s, padding "
-        f"{counts.padding_share:.1%}); wrote {report.num_files_written} files, "
-        f"{format_bytes(report.bytes_written)}"
+        f"{counts.padding_share:.1%}, {counts.made_words:,} words spelled); wrote "
+        f"{report.num_files_written} files, {format_bytes(report.bytes_written)}"
     )
     if report.num_files_rewritten:
         work += f"; rewrote {report.num_files_rewritten}, {format_bytes(report.bytes_rewritten)}"

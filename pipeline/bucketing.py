@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError
 
 SENTENCE_MARKS = 2
+# Kernels fill up the rows of a step to such a number, so batches had better have it.
+ROWS_MULTIPLE = 32
 
 
 def windows(tokens_per_document: NDArray[np.int64], window_tokens: int) -> Iterator[slice]:
@@ -60,5 +62,7 @@ def batches(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[NDArray[np.
                 f"batch.max_tokens is {max_tokens}, but one sentence has {padded_length} tokens "
                 "with its marks: raise batch.max_tokens or lower text.max_sentence_tokens"
             )
+        if num_rows >= 2 * ROWS_MULTIPLE:
+            num_rows -= num_rows % ROWS_MULTIPLE
         yield order[first : first + num_rows]
         first += num_rows

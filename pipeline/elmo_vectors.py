@@ -142,7 +142,13 @@ class ElmoVectors:
             packed, _ = self._encoder.encode_packed(window.words, word_ids_BT, lengths_B)
             take(rows_B, packed)
 
-        self._budget.run(lengths_S, run_batch, self.counts)
+        encoder = self._encoder
+        words_before, positions_before = encoder.num_words_made, encoder.kernel.positions_run
+        try:
+            self._budget.run(lengths_S, run_batch, self.counts)
+        finally:
+            self.counts.made_words += encoder.num_words_made - words_before
+            self.counts.padded_tokens += encoder.kernel.positions_run - positions_before
 
     def _to_stored(self, vectors: Tensor) -> NDArray[np.floating]:
         if self._config.normalize:

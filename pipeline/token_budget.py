@@ -45,7 +45,7 @@ class TokenBudget:
         Args:
             lengths: (num_sentences,) tokens of each sentence, marks not included.
             run_batch: gets indices into `lengths`, of sentences of falling length.
-            counts: batches, their tokens, and what had to be halved are added here.
+            counts: batches, their real tokens, and what had to be halved are added here.
 
         Raises:
             WindowError: one sentence alone does not fit into memory.
@@ -82,7 +82,6 @@ class TokenBudget:
         else:
             counts.num_batches += 1
             counts.real_tokens += int(lengths.sum()) + SENTENCE_MARKS * len(rows)
-            counts.padded_tokens += padded_tokens
             return True
         # Only here, when the error with its frames and their tensors is gone, is memory freed.
         free_caches()

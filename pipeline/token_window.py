@@ -29,7 +29,9 @@ class TokenWindow:
 
 @dataclass
 class BatchCounts:
-    """Real and padded tokens that went through the biLM, sentence marks included.
+    """Real tokens that went through the biLM, and all positions it worked on, marks included.
+
+    `made_words` counts words whose characters were run; the vectors of all others were remembered.
 
     `num_oom_splits` counts batches that did not fit into memory and were halved; `safe_tokens` is
     the budget of padded tokens that this led to, None as long as all of them fitted.
@@ -38,6 +40,7 @@ class BatchCounts:
     num_batches: int = 0
     real_tokens: int = 0
     padded_tokens: int = 0
+    made_words: int = 0
     num_oom_splits: int = 0
     safe_tokens: int | None = None
 
@@ -47,6 +50,7 @@ class BatchCounts:
             num_batches=self.num_batches - before.num_batches,
             real_tokens=self.real_tokens - before.real_tokens,
             padded_tokens=self.padded_tokens - before.padded_tokens,
+            made_words=self.made_words - before.made_words,
             num_oom_splits=self.num_oom_splits - before.num_oom_splits,
             safe_tokens=self.safe_tokens,
         )
@@ -56,6 +60,7 @@ class BatchCounts:
         self.num_batches += other.num_batches
         self.real_tokens += other.real_tokens
         self.padded_tokens += other.padded_tokens
+        self.made_words += other.made_words
         self.num_oom_splits += other.num_oom_splits
         self.safe_tokens = least(self.safe_tokens, other.safe_tokens)
 

@@ -49,7 +49,7 @@ class WorkerCounts:
     `num_oom_splits` batches did not fit into memory, and `safe_tokens` is the least budget of
     padded tokens that this led to (None: all fitted). `num_retries` counts earlier attempts that
     died, `num_isolated` blocks embedded in a process of their own, `num_process_starts` such
-    processes.
+    processes. `made_words` are those that went through the character encoder.
     """
 
     documents: int = 0
@@ -59,6 +59,7 @@ class WorkerCounts:
     split_sentences: int = 0
     real_tokens: int = 0
     padded_tokens: int = 0
+    made_words: int = 0
     num_oom_splits: int = 0
     safe_tokens: int | None = None
     num_retries: int = 0
@@ -233,6 +234,7 @@ class EmbedWorker:
                 split_sentences=_total(documents, "num_split_sentences"),
                 real_tokens=done.real_tokens,
                 padded_tokens=done.padded_tokens,
+                made_words=done.made_words,
                 num_oom_splits=done.num_oom_splits,
                 safe_tokens=done.safe_tokens,
                 encode_s=encode_s,

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elmo_model.kernels.packed_linear import padded_rows
 from elmo_model.kernels.workers import Workers
 from elmo_model.packed_layers import to_device
 from elmo_model.packing import PackedLayout
@@ -74,6 +75,7 @@ class CpuKernel:
         """
         self.name, self.reason = name, reason
         self.dtype = layers_SL[0][0].dtype
+        self.positions_run = 0
         self._layers_SL = layers_SL
         self._adds_input = adds_input
         self._workers = workers
@@ -91,6 +93,7 @@ class CpuKernel:
         cells, outputs = state.cells_SLBD.clone(), state.outputs_SLBP.to(dtype, copy=True)
         gates_S = self._word_gates(table_UP)
         parts = list(self._parts(layout))
+        self.positions_run += sum(padded_rows(live) for part in parts for live in part.live_rows_T)
 
         def run_part(direction: int, part: _Part) -> None:
             index_N = index_SN[direction, part.positions]

@@ -100,6 +100,7 @@ class GpuKernel:
     ) -> None:
         """Take weights, and what does the pointwise parts of a step."""
         self.dtype = layers[0].input_SPG.dtype
+        self.positions_run = 0
         self._layers = layers
         self._pointwise = pointwise
         self._precision = "high" if tf32 else "highest"
@@ -132,6 +133,9 @@ class GpuKernel:
                     if self._graphs is not None and is_out_of_memory(error):
                         self._graphs.forget()
                     raise
+                self.positions_run += index_SN.shape[1]
+            else:
+                self.positions_run += len(layout.order_B) * len(layout.live_rows_T)
             return done, running.rows(back)
 
     def _run_recorded(

@@ -20,12 +20,14 @@ class StackKernel(Protocol):
 
     A row's result must not depend on the other rows of its batch beyond rounding of the kernel's
     arithmetic; kernels say in `name` and `reason` what they are and why they were taken. `dtype` is
-    that of the layers that come out.
+    that of the layers that come out. `positions_run` counts, over all calls, the positions that
+    one direction's steps have worked on, those included that only fill up a step.
     """
 
     name: str
     reason: str
     dtype: torch.dtype
+    positions_run: int
 
     def run(
         self, table_UP: Tensor, index_SN: Tensor, layout: PackedLayout, state: BiLMState

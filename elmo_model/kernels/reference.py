@@ -19,11 +19,13 @@ class ReferenceKernel:
         """Take the model whose modules do the work."""
         self.reason = reason
         self.dtype = bilm.dtype
+        self.positions_run = 0
         self._bilm = bilm
 
     def run(
         self, table_UP: Tensor, index_SN: Tensor, layout: PackedLayout, state: BiLMState
     ) -> tuple[list[Tensor], BiLMState]:
         """As in `StackKernel`."""
+        self.positions_run += index_SN.shape[1]
         with torch.no_grad():
             return self._bilm.run_stacks(table_UP.to(self.dtype), index_SN, layout, state)

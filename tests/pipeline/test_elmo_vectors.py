@@ -103,3 +103,19 @@ def test_on_the_cpu_batches_and_neighbours_change_no_bit(shared, tmp_path, level
     assert np.array_equal(large, small)
     few = ElmoVectors(encoder, choice, config, 1 << 14).vectors(window_of(sentences[:4]))
     assert np.array_equal(large[: len(few)], few)
+
+
+@pytest.mark.shared
+def test_the_work_done_on_padding_is_counted_and_small(shared, tmp_path):
+    encoder = Encoder.from_files(**write_model(tmp_path), device="cpu")
+    choice = LayerChoice.parse("average", num_layers=encoder.num_layers)
+    model = ElmoVectors(encoder, choice, VectorConfig(level="document"), 8192)
+    sentences = sentences_of(shared / "data/bbc-news/bbc.jsonl.xz")
+    model.vectors(window_of(sentences))
+    assert model.counts.real_tokens == sum(len(sentence) + 2 for sentence in sentences)
+    padding = model.counts.padded_tokens - model.counts.real_tokens
+    assert 0 <= padding < 0.02 * model.counts.real_tokens
+    words = {word for sentence in sentences for word in sentence}
+    assert model.counts.made_words == len(words) + len(["<S>", "</S>"])
+    model.vectors(window_of(sentences))
+    assert model.counts.made_words == len(words) + 2
