@@ -19,6 +19,7 @@ SOAK_SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.test-installed
 DEMO := .demo
 
 .DELETE_ON_ERROR:
@@ -43,6 +44,14 @@ $(STAMP): requirements.lock pyproject.toml
 	$$install --no-deps --no-build-isolation -e .
 	@touch $@
 
+# Triton comes with a torch for GPUs; on the CPU its interpreter runs the GPU's kernels in the tests.
+$(TEST_STAMP): $(STAMP) requirements-triton.lock
+	@echo "Installing the packages of requirements-triton.lock into $(VENV)"
+	@if command -v uv >/dev/null; then install="uv pip install --quiet --python $(BIN)/python"; \
+	else install="$(BIN)/python -m pip install --quiet --disable-pip-version-check"; fi; \
+	$$install $(PIP_ARGS) -r requirements-triton.lock
+	@touch $@
+
 demo: setup
 	@rm -rf $(DEMO)
 	@echo; echo "== 1. The documentation of the installed packages becomes a corpus"
@@ -59,7 +68,7 @@ demo: setup
 	@echo; echo "== 5. The same again: nothing changed, nothing is committed"
 	$(BIN)/elmo embed --config configs/demo.yaml
 
-test: setup
+test: $(TEST_STAMP)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 soak: setup

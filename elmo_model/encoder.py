@@ -27,6 +27,7 @@ from elmo_model.layer_choice import LAYER_NAMES, LayerChoice
 from elmo_model.packed_layers import PackedLayers, packed_index
 from elmo_model.packing import PackedLayout
 from elmo_model.state import BiLMState
+from elmo_model.upload import upload
 from elmo_model.warm_start import WARM_START_TEXT
 from elmo_model.weights import build, weights_sha256
 from elmo_model.word_cache import WordCache
@@ -212,7 +213,7 @@ class Encoder:
         num_times = word_ids_BT.shape[1]
         layers = packed.unpack(num_times, keep_marks=False)
         mask = torch.from_numpy(np.arange(num_times) < np.asarray(lengths_B)[:, None])
-        return LayerActivations(layers, mask.to(self.device), final)
+        return LayerActivations(layers, upload(mask, self.device), final)
 
     def encode_packed(
         self,
@@ -266,7 +267,7 @@ class Encoder:
         else:
             assert self._word_ids is not None
             ids = self._word_ids.of(words)
-        return self._embed_ids(torch.from_numpy(ids).to(self.device))
+        return self._embed_ids(torch.from_numpy(ids))
 
     def _start_of(self, num_rows: int, state: BiLMState | None) -> BiLMState:
         if state is not None:
@@ -297,19 +298,19 @@ class Encoder:
         finals = []
         for rows in batches:
             longest = int(lengths_B[rows].max())
-            index = torch.from_numpy(rows).to(self.device)
+            index = upload(torch.from_numpy(rows), self.device)
             before = None if state is None else state.rows(index)
             batch = self.encode_word_ids(
                 words, word_ids_BT[rows, :longest], lengths_B[rows], before
             )
             layers[:, index, :longest] = batch.layers
             finals.append(batch.state)
-        back = torch.from_numpy(np.argsort(np.concatenate(batches))).to(self.device)
+        back = upload(torch.from_numpy(np.argsort(np.concatenate(batches))), self.device)
         final = BiLMState(
             torch.cat([part.cells_SLBD for part in finals], 2),
             torch.cat([part.outputs_SLBP for part in finals], 2),
         ).rows(back)
-        return LayerActivations(layers, torch.from_numpy(mask).to(self.device), final)
+        return LayerActivations(layers, upload(torch.from_numpy(mask), self.device), final)
 
 
 def _batches(lengths_B: NDArray[np.int64]) -> list[NDArray[np.int64]]:

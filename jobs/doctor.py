@@ -24,12 +24,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(call: Call) -> JobResult:
-    import torch
-
     from elmo_model.devices import select_device
     from elmo_model.kernels.diagnosis import (
         CPU_ARITHMETICS,
         GPU_ARITHMETICS,
+        default_threads,
         describe_machine,
         measure_kernel,
     )
@@ -39,7 +38,7 @@ def _run(call: Call) -> JobResult:
     on_gpu = select_device(arguments.device).type == "cuda"
     facts = describe_machine().facts
     names = GPU_ARITHMETICS if on_gpu else CPU_ARITHMETICS
-    threads = [1] if on_gpu else sorted({1, torch.get_num_threads()})
+    threads = [1] if on_gpu else sorted({1, default_threads()})
     reports = {
         number: [measure_kernel(options, arguments.device, name, number) for name in names]
         for number in threads

@@ -99,7 +99,6 @@ def test_nothing_is_started_when_the_time_is_up(tmp_path):
     assert run.step("late", lambda: 1 / 0) == {"left_out": "no time left"}
 
 
-@pytest.mark.gpu  # comes with Triton: without it this cannot run
 @pytest.mark.parametrize("shape", ["like the released models", "clips active", "no clips"])
 @pytest.mark.parametrize("rows", [1, 5, 20])
 def test_the_fused_candidate_computes_product_and_cell(shape, rows, tmp_path):

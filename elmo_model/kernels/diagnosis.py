@@ -74,6 +74,11 @@ def describe_machine() -> MachineReport:
     )
 
 
+def default_threads() -> int:
+    """Threads that torch takes where nobody says a number."""
+    return torch.get_num_threads()
+
+
 def original_options() -> ElmoOptions:
     """The size of the original model: 4096 cells, 512 projected, two layers."""
     lstm = LstmOptions(

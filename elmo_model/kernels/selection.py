@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,9 +22,10 @@ from torch import Tensor
 from elmo_model.bilm import BiLM
 from elmo_model.errors import DeviceError
 from elmo_model.kernels.char_cpu import CpuCharCnn
+from elmo_model.kernels.char_gpu import GpuCharCnn
 from elmo_model.kernels.cpu import CpuKernel, CpuLayer
 from elmo_model.kernels.cpu_layer import FloatLayer
-from elmo_model.kernels.gpu import build_gpu_kernel
+from elmo_model.kernels.gpu import GpuKernel, build_gpu_kernel
 from elmo_model.kernels.int8_layer import Int8Layer
 from elmo_model.kernels.native import NativeCode, load
 from elmo_model.kernels.packed_linear import can_pack, can_quantise
@@ -35,6 +35,7 @@ from elmo_model.kernels.workers import Workers
 from elmo_model.lstm import LstmLayer
 from elmo_model.state import cell_dtype
 from elmo_model.token_embedding import TokenEmbedding
+from elmo_model.upload import upload
 
 KERNEL_VARIABLE = "ELMO_KERNEL"
 
@@ -43,7 +44,8 @@ KERNEL_VARIABLE = "ELMO_KERNEL"
 class Kernels:
     """What runs a model: `stack` its LSTM stacks, `embed` its token embedding.
 
-    `embed` takes int64 ids (N, C) of characters, shifted for prediction, or (N,) of words.
+    `embed` takes int64 ids (N, C) of characters, shifted for prediction, or (N,) of words, in the
+    memory of the host; its vectors are on the device.
     """
 
     stack: StackKernel
@@ -69,10 +71,12 @@ def select_kernels(
     # The context-free layer is made once for each word, so it can afford to stay in float32.
     embedding = bilm.token_embedding.to(device=device, dtype=cell_dtype(dtype))
     if isinstance(embedding, TokenEmbedding):
-        return Kernels(stack, partial(embedding, shifted=False))
+        return Kernels(stack, lambda ids_N: embedding(upload(ids_N, device), shifted=False))
     if isinstance(stack, CpuKernel):
         return Kernels(stack, CpuCharCnn(embedding, workers))
-    return Kernels(stack, partial(embedding, shifted=True))
+    if isinstance(stack, GpuKernel):
+        return Kernels(stack, GpuCharCnn(embedding))
+    return Kernels(stack, lambda chars_NC: embedding(upload(chars_NC, device), shifted=True))
 
 
 def _select_stack(
@@ -82,7 +86,7 @@ def _select_stack(
         return _int8_kernel(bilm, device, workers)
     forced = os.environ.get(KERNEL_VARIABLE) == "reference"
     if not forced and device.type == "cuda" and dtype != torch.float64:
-        return build_gpu_kernel(bilm.to(device), dtype)
+        return build_gpu_kernel(bilm, dtype, device)
     if forced or device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         reason = (
             f"{KERNEL_VARIABLE} says so"

@@ -233,3 +233,19 @@ def test_the_public_names_are_importable():
         assert getattr(elmo_model, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         elmo_model.nonsense  # noqa: B018 (the access is the test)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_host_prepares_the_next_batch_while_a_gpu_works(tmp_path):
+    encoder = Encoder.from_files(**write_model(tmp_path), device="cuda", dtype="float16")
+    words = ["the", "cat", "sat", "on", "a", "mat"]
+    ids_BT = np.array([[0, 1, 2, 3, 4, 5], [0, 1, 2, -1, -1, -1]], np.int32)
+    for _ in range(3):  # all kernels compiled, words known, the batch recorded
+        encoder.encode_word_ids(words, ids_BT, np.array([6, 3]))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        encoder.encode_word_ids(words, ids_BT, np.array([6, 3]))
+        encoder.embed_words(["new", "words"])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

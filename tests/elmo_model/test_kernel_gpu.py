@@ -46,8 +46,7 @@ BATCHES = {
     "rows without positions": [0, 0],
     "no rows": [],
 }
-# Triton comes with a torch for GPUs, so a test that needs it may be skipped where there is none.
-POINTWISE = ["torch", pytest.param("triton", marks=pytest.mark.gpu)]
+POINTWISE = ["torch", "triton"]
 CUDA = torch.device("cuda")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -90,7 +89,6 @@ def test_16_bit_arithmetic_keeps_the_direction_of_every_vector(dtype, pointwise,
     assert worst_cosine(layers, reference(bilm, batch)[0]) > MIN_COSINE[dtype]
 
 
-@pytest.mark.gpu
 def test_columns_beyond_one_tile_are_worked_on(tmp_path, monkeypatch):
     bilm = model_of(tmp_path)
     batch = batch_of(bilm, [3, 2])

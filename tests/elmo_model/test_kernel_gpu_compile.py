@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-# Without Triton, which comes with a torch for GPUs, nothing here can run.
-pytestmark = pytest.mark.gpu
 ELEMENTS = ("fp16", "bf16", "fp32")
 CELL = {
     "gates_SRG": "element",

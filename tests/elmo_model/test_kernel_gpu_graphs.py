@@ -17,7 +17,7 @@ from tests.elmo_model.random_models import SHAPES
 
 # Another order of the same float32 sums, eight steps deep.
 ATOL = 5e-6
-POINTWISE = ["torch", pytest.param("triton", marks=pytest.mark.gpu)]
+POINTWISE = ["torch", "triton"]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
