@@ -114,7 +114,7 @@ class Encoder:
             device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
             dtype: arithmetic of the LSTMs: `float32`, `bfloat16`, `float16`, `int8` (weights and
                 what they are multiplied with, on the CPU) or `float64` (to judge the others). The
-                cell state and the context-free layer are never less than float32.
+                cell state is never less than float32.
             initial_state: `zero`, or `warm` for the state after `warm_start.WARM_START_TEXT`.
             vocabulary_file: words of a word-input model, or of `token_embeddings_file`.
             token_embeddings_file: context-free vectors dumped from a character model, in the place

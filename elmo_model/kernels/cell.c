@@ -5,7 +5,7 @@
 
    Gates of a row lie as i, j, f, o, `dim` of each. A row's gates are
 
-       input_scale * input[index or row] + recurrent_scale * recurrent[row] + bias
+       product_scale * product[row] + input[index or row] + bias
 
    with what is NULL left out. bfloat16 is rounded to nearest even, as torch does.  */
 
@@ -81,30 +81,28 @@ INLINE void quantise(int64_t dim, const float *restrict values, uint8_t *restric
 
 struct step {
   int64_t rows, dim;
-  const void *input;            /* table or rows of gates, 4 dim wide */
-  const int64_t *index;         /* a row's place in `input`; NULL: its own number */
-  const float *input_scale;     /* a factor for each row of `input`, or NULL */
-  const void *recurrent;        /* rows of gates, 4 dim wide */
-  const float *recurrent_scale; /* a factor for each row, or NULL */
-  const float *bias;            /* 4 dim, or NULL */
-  float *cell;                  /* rows x dim: read and written */
-  void *output;                 /* rows x dim */
-  float *output_scale;          /* a factor for each row, if the output is quantised */
-  float *scratch;               /* dim floats, if the output is quantised */
-  float clip;                   /* infinite for none */
+  const void *product;        /* rows of gates, 4 dim wide */
+  const float *product_scale; /* a factor for each row, if what was multiplied is quantised */
+  const void *input;          /* table or rows of gates, 4 dim wide, or NULL */
+  const int64_t *index;       /* a row's place in `input`; NULL: its own number */
+  const float *bias;          /* 4 dim, or NULL; only beside product_scale */
+  float *cell;                /* rows x dim: read and written */
+  void *output;               /* rows x dim */
+  float *output_scale;        /* a factor for each row, if the output is quantised */
+  float *scratch;             /* dim floats, if the output is quantised */
+  float clip;                 /* infinite for none */
 };
 
-INLINE void run(const struct step *step, enum type input_type, enum type recurrent_type,
-                enum type output_type, int scaled)
+INLINE void run(const struct step *step, enum type gate_type, enum type output_type, int has_input,
+                int has_bias)
 {
   const int64_t dim = step->dim;
   const float clip = step->clip;
   for (int64_t row = 0; row < step->rows; row++) {
     int64_t place = step->index ? step->index[row] : row;
-    int64_t input = place * 4 * dim, recurrent = row * 4 * dim;
-    float x = scaled && step->input_scale ? step->input_scale[place] : 1.0f;
-    float m = scaled ? step->recurrent_scale[row] : 1.0f;
-    const void *inputs = step->input, *recurrents = step->recurrent;
+    int64_t input = place * 4 * dim, product = row * 4 * dim;
+    float scale = output_type == UINT8 ? step->product_scale[row] : 1.0f;
+    const void *inputs = step->input, *products = step->product;
     const float *bias = step->bias;
     float *restrict cell = step->cell + row * dim;
     float *restrict wide = output_type == UINT8 ? step->scratch : (float *)step->output + row * dim;
@@ -114,10 +112,12 @@ INLINE void run(const struct step *step, enum type input_type, enum type recurre
       float gate[4];
 #pragma GCC unroll 4
       for (int k = 0; k < 4; k++) {
-        float a = load(inputs, input + k * dim + d, input_type);
-        float b = load(recurrents, recurrent + k * dim + d, recurrent_type);
-        gate[k] = scaled ? fmaf(m, b, x * a) : a + b;
-        if (scaled)
+        gate[k] = load(products, product + k * dim + d, gate_type);
+        if (output_type == UINT8)
+          gate[k] *= scale;
+        if (has_input)
+          gate[k] += load(inputs, input + k * dim + d, gate_type);
+        if (has_bias)
           gate[k] += bias[k * dim + d];
       }
       float i = exponential(-gate[0]);
@@ -140,28 +140,34 @@ INLINE void run(const struct step *step, enum type input_type, enum type recurre
   }
 }
 
-void elmo_cell_float32(const struct step *step) { run(step, FLOAT32, FLOAT32, FLOAT32, 0); }
-
-void elmo_cell_bfloat16(const struct step *step) { run(step, BFLOAT16, BFLOAT16, BFLOAT16, 0); }
-
-/* Input gates float32: those of words are exact, those of layers carry a scale for each row.  */
-void elmo_cell_int8(const struct step *step) { run(step, FLOAT32, FLOAT32, UINT8, 1); }
-
-/* What the projection gave: scaled, clipped, kept as float32 and quantised for the next product.  */
-void elmo_project_int8(int64_t rows, int64_t width, const float *products, const float *scale,
-                       float clip, float *output, uint8_t *stored, float *stored_scale)
+void elmo_cell_float32(const struct step *step)
 {
-  for (int64_t row = 0; row < rows; row++) {
-    const float *restrict from = products + row * width;
-    float *restrict to = output + row * width;
-    float factor = scale ? scale[row] : 1.0f;
-    for (int64_t p = 0; p < width; p++) {
-      float value = factor * from[p];
-      value = value < -clip ? -clip : value;
-      to[p] = value > clip ? clip : value;
-    }
-    quantise(width, to, stored + row * width, stored_scale + row);
-  }
+  if (step->input)
+    run(step, FLOAT32, FLOAT32, 1, 0);
+  else
+    run(step, FLOAT32, FLOAT32, 0, 0);
 }
 
-int elmo_cell_version(void) { return 1; }
+void elmo_cell_bfloat16(const struct step *step)
+{
+  if (step->input)
+    run(step, BFLOAT16, BFLOAT16, 1, 0);
+  else
+    run(step, BFLOAT16, BFLOAT16, 0, 0);
+}
+
+void elmo_cell_int8(const struct step *step)
+{
+  if (step->input)
+    run(step, BFLOAT16, UINT8, 1, 0);
+  else
+    run(step, BFLOAT16, UINT8, 0, 1);
+}
+
+void elmo_quantise(int64_t rows, int64_t width, const float *values, uint8_t *stored, float *scale)
+{
+  for (int64_t row = 0; row < rows; row++)
+    quantise(width, values + row * width, stored + row * width, scale + row);
+}
+
+int elmo_cell_version(void) { return 2; }

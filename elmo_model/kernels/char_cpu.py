@@ -1,7 +1,9 @@
 """Context-free vectors on the CPU: the character encoder with packed products, words shared out.
 
-Computes what `CharCnn` computes, in float32. A word's vector has the same bits whatever words it is
-made with. Axes: N words, C columns, E character width, F filters, P output width.
+Computes what `CharCnn` computes, with products in float32 or bfloat16 and all else in float32. A
+word's vector has the same bits whatever words it is made with.
+
+Axes: N words, C columns, E character width, F filters, P output width.
 """
 
 from __future__ import annotations
@@ -25,26 +27,27 @@ _COLUMNS_STEP = 8
 class CpuCharCnn:
     """The character encoder of a model, for prediction."""
 
-    def __init__(self, model: CharCnn, workers: Workers) -> None:
-        """Pack the weights of a model."""
+    def __init__(self, model: CharCnn, workers: Workers, dtype: torch.dtype) -> None:
+        """Pack the weights of a model; `dtype` is that of what is multiplied."""
+        self._dtype = dtype
         self._model = model
         self._workers = workers
         table = model.char_embed.detach()
-        self._table = torch.cat([table.new_zeros(1, table.shape[1]), table])
+        self._table = torch.cat([table.new_zeros(1, table.shape[1]), table]).to(dtype)
         self._convolutions = [
-            (weight.shape[1], _pack(weight.flatten(0, 2)), bias.detach())
+            (weight.shape[1], self._pack(weight.flatten(0, 2), None), bias.detach())
             for weight, bias in zip(model.conv_weights, model.conv_biases, strict=True)
         ]
         self._highways = [
             (
-                _pack(highway.carry_weight, highway.carry_bias),
-                _pack(highway.transform_weight, highway.transform_bias),
+                self._pack(highway.carry_weight, highway.carry_bias),
+                self._pack(highway.transform_weight, highway.transform_bias),
             )
             for highway in model.highways
             if isinstance(highway, Highway)
         ]
         weight, bias = model.projection_weight, model.projection_bias
-        self._projection = None if weight is None else _pack(weight, bias)
+        self._projection = None if weight is None else self._pack(weight, bias)
         self._activation = torch.relu if model.options.activation == "relu" else torch.tanh
 
     def __call__(self, chars_NC: Tensor) -> Tensor:
@@ -77,13 +80,15 @@ class CpuCharCnn:
         for width, product, bias in self._convolutions:
             windows = chars_NCE.unfold(1, width, 1).transpose(2, 3).reshape(-1, width * dim)
             scores = product(windows).view(num_words, -1, len(bias))
-            parts.append(self._activation(scores.amax(dim=1) + bias))
+            parts.append(self._activation(scores.amax(dim=1).float() + bias))
         hidden_NF = torch.cat(parts, dim=1)
         for carry, transform in self._highways:
-            gate = carry(hidden_NF).sigmoid_()
-            hidden_NF = torch.lerp(hidden_NF, transform(hidden_NF).relu_(), gate)
-        return hidden_NF if self._projection is None else self._projection(hidden_NF)
+            factors_NF = hidden_NF.to(self._dtype)
+            gate = carry(factors_NF).float().sigmoid_()
+            hidden_NF = torch.lerp(hidden_NF, transform(factors_NF).float().relu_(), gate)
+        if self._projection is None:
+            return hidden_NF
+        return self._projection(hidden_NF.to(self._dtype)).float()
 
-
-def _pack(weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
-    return PackedLinear(weight, bias, torch.float32)
+    def _pack(self, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        return PackedLinear(weight, bias, self._dtype)

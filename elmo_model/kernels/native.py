@@ -24,7 +24,7 @@ from pathlib import Path
 COMPILER_VARIABLE = "ELMO_COMPILER"
 CACHE_VARIABLE = "ELMO_KERNEL_CACHE"
 _SOURCE = Path(__file__).with_name("cell.c")
-_VERSION = 1  # elmo_cell_version of the source
+_VERSION = 2  # elmo_cell_version of the source
 _FLAGS = ("-O3", "-ffast-math", "-fno-finite-math-only", "-fPIC", "-shared")
 _TARGETS = ("-march=native", "-mcpu=native", None)
 _COMPILE_TIMEOUT_S = 120
@@ -36,11 +36,10 @@ class Step(ctypes.Structure):
     _fields_ = (
         ("rows", ctypes.c_int64),
         ("dim", ctypes.c_int64),
+        ("product", ctypes.c_void_p),
+        ("product_scale", ctypes.c_void_p),
         ("input", ctypes.c_void_p),
         ("index", ctypes.c_void_p),
-        ("input_scale", ctypes.c_void_p),
-        ("recurrent", ctypes.c_void_p),
-        ("recurrent_scale", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("cell", ctypes.c_void_p),
         ("output", ctypes.c_void_p),
@@ -131,7 +130,6 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         function.argtypes = [ctypes.POINTER(Step)]
         function.restype = None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    project = library.elmo_project_int8
-    project.argtypes = [size, size, pointer, pointer, ctypes.c_float, pointer, pointer, pointer]
-    project.restype = None
+    library.elmo_quantise.argtypes = [size, size, pointer, pointer, pointer]
+    library.elmo_quantise.restype = None
     return library

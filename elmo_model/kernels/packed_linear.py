@@ -65,14 +65,15 @@ class PackedLinear:
 
 
 class Int8Linear:
-    """Quantised rows (M, K) to their products (M, N) in float32, without the rows' scale.
+    """Quantised rows (M, K) to their products (M, N), without the rows' scale.
 
     Weights are int8 with one scale a column; stored inputs are uint8 around 128, with a scale for
     each row that the caller applies: so no row's result depends on another row.
     """
 
-    def __init__(self, weight_KN: Tensor) -> None:
-        """Quantise and lay out weights that multiply from the right."""
+    def __init__(self, weight_KN: Tensor, dtype: torch.dtype) -> None:
+        """Quantise and lay out weights that multiply from the right; `dtype` is the products'."""
+        self._dtype = dtype
         weight_NK = weight_KN.detach().t().float()
         scale_N = weight_NK.abs().amax(1).clamp_min(1e-12) / 127
         stored = (weight_NK / scale_N[:, None]).round().to(torch.int8).contiguous()
@@ -81,10 +82,10 @@ class Int8Linear:
         self._weight = torch.ops.onednn.qlinear_prepack(stored, [_PACKED_FOR_ROWS, stored.shape[1]])
 
     def __call__(self, stored_MK: Tensor) -> Tensor:
-        """The product (M, N) float32 of uint8 rows."""
+        """The product (M, N) of uint8 rows."""
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
             _padded(stored_MK), 1.0, 128, self._weight, self._scale, self._zero,
-            None, 1.0, 0, torch.float32, "none", [], "",
+            None, 1.0, 0, self._dtype, "none", [], "",
         )  # fmt: skip
         return product[: stored_MK.shape[0]]
 
@@ -119,7 +120,7 @@ def can_quantise() -> bool:
     weight = torch.randint(-127, 128, (64, 16), generator=generator).float()
     weight[0] = 127.0  # so that the scale of every column is 1
     try:
-        found = Int8Linear(weight)(stored)
+        found = Int8Linear(weight, torch.float32)(stored)
     except (AttributeError, RuntimeError, TypeError):
         return False
     return torch.equal(found, (stored.float() - 128) @ weight)

@@ -68,12 +68,12 @@ def select_kernels(
     """
     workers = Workers(num_threads)
     stack = _select_stack(bilm, device, dtype, workers)
-    # The context-free layer is made once for each word, so it can afford to stay in float32.
     embedding = bilm.token_embedding.to(device=device, dtype=cell_dtype(dtype))
     if isinstance(embedding, TokenEmbedding):
         return Kernels(stack, lambda ids_N: embedding(upload(ids_N, device), shifted=False))
     if isinstance(stack, CpuKernel):
-        return Kernels(stack, CpuCharCnn(embedding, workers))
+        products = torch.float32 if dtype == torch.float32 else torch.bfloat16
+        return Kernels(stack, CpuCharCnn(embedding, workers, products))
     if isinstance(stack, GpuKernel):
         return Kernels(stack, GpuCharCnn(embedding))
     return Kernels(stack, lambda chars_NC: embedding(upload(chars_NC, device), shifted=True))
@@ -97,7 +97,13 @@ def _select_stack(
             layer.to(device=device, dtype=dtype)
         return ReferenceKernel(bilm, reason)
     native = load()
-    layers = [[FloatLayer(layer, dtype, native) for layer in stack] for stack in _stacks(bilm)]
+    layers = [
+        [
+            FloatLayer(layer, dtype, native, reads_words=place == 0)
+            for place, layer in enumerate(stack)
+        ]
+        for stack in _stacks(bilm)
+    ]
     products = "packed products" if can_pack(dtype) else "plain products, torch packs none here"
     return _cpu_kernel(bilm, layers, workers, f"{products}; {_cell(native)}")
 
