@@ -1,14 +1,17 @@
 """Which share of the bare encoder's rate the whole job reaches on the same text.
 
-Bare: one process a core, one thread each, the same tokenised text in windows through the same
-vector model; no Ray, no files. Job: `prepare` and `execute` of `jobs.embed` with as many actors:
-discovery, plan pass, reading, tokenising, embedding, writing and committing, model load included.
-Roofline: the bare encoder is the limit; its own efficiency is measured elsewhere.
+Each layout is a number of actors and of threads in each. Bare: as many processes and threads, the
+same tokenised text in windows through the same vector model; no Ray, no files. Job: `prepare` and
+`execute` of `jobs.embed`: discovery, plan pass, reading, tokenising, embedding, writing and
+committing, model load included. Roofline: the bare encoder is the limit; its own efficiency is
+measured by bench_encode.py. Beside them: seconds from the start of the embed pass to the first data
+file, and the memory of an actor, with what it shares counted in parts (PSS).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import lzma
 import multiprocessing
@@ -16,8 +19,12 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,18 +81,29 @@ def write_corpus(source: Path, folder: Path, num_documents: int) -> None:
         (folder / f"{number}.jsonl").write_text("\n".join(rows) + "\n")
 
 
-def config_of(corpus: Path, model: Path, output: Path, actors: int) -> EmbedConfig:
+@dataclass(frozen=True)
+class Layout:
+    """How the cores are shared out."""
+
+    actors: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.actors} x {self.threads}"
+
+
+def config_of(scratch: Path, output: str, dtype: str, layout: Layout) -> EmbedConfig:
     """The job's configuration."""
     values = {
-        "source": {"path": str(corpus), "id_column": "id"},
-        "model": {"directory": str(model)},
-        "output": {"path": str(output)},
-        "run": {"num_actors": actors},
+        "source": {"path": str(scratch / "corpus"), "id_column": "id"},
+        "model": {"directory": str(scratch / "model"), "dtype": dtype},
+        "output": {"path": str(scratch / output)},
+        "run": {"num_actors": layout.actors, "cpus_per_actor": layout.threads},
     }
     return build(EmbedConfig, values, "benchmark")
 
 
-def _encode(config: EmbedConfig, part: int, parts: int, barrier, results) -> None:
+def _encode(config: EmbedConfig, part: int, layout: Layout, barrier, results) -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -96,14 +114,13 @@ def _encode(config: EmbedConfig, part: int, parts: int, barrier, results) -> Non
     from pipeline.sources.read import read_documents
     from pipeline.text import tokenise
 
-    torch.set_num_threads(1)
     tables = []
     for split in discover(config.source).splits:
         for batch in read_documents(split, config.source, config.text):
             tables.append(tokenise(batch.documents, config.text))
     table = pa.concat_tables(tables)
-    table = table.take(np.arange(part, table.num_rows, parts))
-    model = ElmoLoader(config, 1)()
+    table = table.take(np.arange(part, table.num_rows, layout.actors))
+    model = ElmoLoader(config, layout.threads)()
     counts = pc.list_value_length(table["tokens"]).to_numpy().astype(np.int64)
     barrier.wait()
     started = time.monotonic()
@@ -112,12 +129,13 @@ def _encode(config: EmbedConfig, part: int, parts: int, barrier, results) -> Non
     results.put((int(counts.sum()), time.monotonic() - started))
 
 
-def run_bare(config: EmbedConfig, processes: int) -> float:
+def run_bare(config: EmbedConfig, layout: Layout) -> float:
     """Tokens per second of the encoders alone, all processes together."""
+    processes = layout.actors
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(processes), context.Queue()
     workers = [
-        context.Process(target=_encode, args=(config, part, processes, barrier, results))
+        context.Process(target=_encode, args=(config, part, layout, barrier, results))
         for part in range(processes)
     ]
     for worker in workers:
@@ -128,47 +146,115 @@ def run_bare(config: EmbedConfig, processes: int) -> float:
     return sum(tokens for tokens, _ in measured) / max(seconds for _, seconds in measured)
 
 
+class Watch:
+    """Looks at a running job from outside: its first data file, and the memory of its actors."""
+
+    def __init__(self, output: Path) -> None:
+        self.first_file_s: float | None = None
+        self.peak_bytes: dict[int, int] = {}
+        self._output = output
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Watch:
+        self._started = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.2):
+            if self.first_file_s is None and any(self._output.glob("data/**/*.parquet")):
+                self.first_file_s = time.monotonic() - self._started
+            for pid, size in _actors():
+                self.peak_bytes[pid] = max(size, self.peak_bytes.get(pid, 0))
+
+
+def _actors() -> Iterator[tuple[int, int]]:
+    """Process and proportional memory of every embedding actor on this machine."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, StopIteration, ValueError):
+            if b"EmbedWorker" in (entry / "cmdline").read_bytes():
+                lines = (entry / "smaps_rollup").read_text().splitlines()
+                pss = next(line for line in lines if line.startswith("Pss:"))
+                yield int(entry.name), int(pss.split()[1]) << 10
+
+
+def run_job(config: EmbedConfig, output: Path) -> dict[str, float]:
+    """One job: tokens, and rates of the whole and of the embed pass, in tokens per second."""
+    started = time.monotonic()
+    prepared = prepare(config)
+    planned = time.monotonic()
+    with Watch(output) as watch:
+        report = execute(prepared)
+    ended = time.monotonic()
+    tokens = report.counts.tokens
+    return {
+        "tokens": tokens,
+        "whole_job": tokens / (ended - started),
+        "embed_pass": tokens / (ended - planned),
+        "first_file_s": watch.first_file_s or 0.0,
+        "actor_mib": max(watch.peak_bytes.values(), default=0) / 2**20,
+        "padding_share": report.counts.padding_share,
+        "words_per_token": report.counts.made_words / tokens,
+    }
+
+
+def measure(scratch: Path, dtype: str, layout: Layout, repeats: int) -> dict[str, Any]:
+    """A layout's medians: bare encoder and job in turn."""
+    bare, jobs = [], []
+    for repeat in range(repeats):
+        output = f"out-{layout.actors}-{layout.threads}-{repeat}"
+        config = config_of(scratch, output, dtype, layout)
+        bare.append(run_bare(config, layout))
+        jobs.append(run_job(config, scratch / output))
+    return {
+        "layout": str(layout),
+        "bare_encoder_tokens_per_s": machine.spread(bare),
+        **{name: machine.spread([job[name] for job in jobs]) for name in jobs[0]},
+        **{
+            f"{name}_over_bare": machine.spread(
+                [job[name] / alone for job, alone in zip(jobs, bare, strict=True)]
+            )
+            for name in ("whole_job", "embed_pass")
+        },
+    }
+
+
 def main() -> None:
     """Measure and print."""
+    cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--news", required=True, help="bbc.jsonl.xz of the reference corpora")
     parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--layouts", nargs="+", default=[f"{cores}x1"], help="actors x threads, as in 4x1"
+    )
     parser.add_argument("--result")
     arguments = parser.parse_args()
-    result = {"machine": machine.describe(), "model": arguments.size, "seed": 1}
-    cores = len(os.sched_getaffinity(0))
+    result = {
+        "machine": machine.describe(),
+        "model": arguments.size,
+        "arithmetic": arguments.dtype,
+        "seed": 1,
+    }
     scratch = Path(tempfile.mkdtemp(prefix="bench"))
     (scratch / "corpus").mkdir()
     write_model(scratch / "model", arguments.size, seed=1)
     write_corpus(Path(arguments.news), scratch / "corpus", arguments.documents)
-    bare, whole, embed_pass = [], [], []
-    tokens = 0
     from pipeline.cluster import connect
 
     connect()
-    for repeat in range(arguments.repeats):
-        config = config_of(scratch / "corpus", scratch / "model", scratch / f"out{repeat}", cores)
-        bare.append(run_bare(config, cores))
-        started = time.monotonic()
-        prepared = prepare(config)
-        planned = time.monotonic()
-        report = execute(prepared)
-        tokens = report.counts.tokens
-        whole.append(tokens / (time.monotonic() - started))
-        embed_pass.append(tokens / (time.monotonic() - planned))
-    result["processes"] = cores
-    result["tokens"] = tokens
-    result["tokens_per_s"] = {
-        "bare_encoder": machine.spread(bare),
-        "whole_job": machine.spread(whole),
-        "embed_pass": machine.spread(embed_pass),
-    }
-    ratios = [job / alone for job, alone in zip(whole, bare, strict=True)]
-    result["whole_job_over_bare"] = machine.spread(ratios)
-    ratios = [job / alone for job, alone in zip(embed_pass, bare, strict=True)]
-    result["embed_pass_over_bare"] = machine.spread(ratios)
+    layouts = [Layout(*map(int, text.split("x"))) for text in arguments.layouts]
+    result["layouts"] = [
+        measure(scratch, arguments.dtype, layout, arguments.repeats) for layout in layouts
+    ]
     shutil.rmtree(scratch)
     machine.save(arguments.result, result)
 

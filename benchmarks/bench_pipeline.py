@@ -90,6 +90,16 @@ def run_ours(corpus: Path, output: Path, file_format: str, actors: int) -> dict[
     return {"plan_s": planned - started, "embed_s": time.monotonic() - planned}
 
 
+def run_scale(scratch: Path, num_documents: int, actors: int) -> dict[str, float]:
+    """Seconds of a run over so many documents, in files of at most 50,000."""
+    corpus = scratch / "corpus"
+    corpus.mkdir(parents=True)
+    write_corpus(corpus, num_documents, max(1, num_documents // 50_000))
+    seconds = run_ours(corpus, scratch / "out", "parquet", actors)
+    shutil.rmtree(scratch)
+    return {**seconds, "documents_per_s": num_documents / sum(seconds.values())}
+
+
 class HandWritten:
     """The UDF of a hand-written script."""
 
@@ -149,6 +159,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=400_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--scale", type=int, nargs="*", default=[], help="numbers of documents, one run for each"
+    )
     parser.add_argument("--result")
     arguments = parser.parse_args()
     result = {"machine": machine.describe(), "documents": arguments.documents, "dim": DIM}
@@ -185,6 +198,9 @@ def main() -> None:
             note(f"ours_{file_format}_whole_run", sum(seconds.values()))
         note("hand_written_parquet", run_hand_written(corpus, scratch / "out", cores))
     result["documents_per_s"] = {name: machine.spread(values) for name, values in rates.items()}
+    result["seconds_by_documents"] = {
+        count: run_scale(scratch / f"scale-{count}", count, cores) for count in arguments.scale
+    }
     shutil.rmtree(scratch)
     machine.save(arguments.result, result)
 
