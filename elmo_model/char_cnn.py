@@ -108,7 +108,9 @@ class CharCnn(nn.Module):
         longest = used_N[order_N[_CHUNK_WORDS - 1 :: _CHUNK_WORDS]].tolist()
         longest.append(int(used_N.max()))
         chunks = [
-            self._convolve(F.embedding(chars_NC[index, : self.deciding_columns(used)], table))
+            self._convolve(
+                F.embedding(chars_NC[index, : deciding_columns(used, self.options)], table)
+            )
             for index, used in zip(torch.split(order_N, _CHUNK_WORDS), longest, strict=False)
         ]
         hidden_NF = torch.cat(chunks)
@@ -117,11 +119,6 @@ class CharCnn(nn.Module):
         if self.projection_weight is not None and self.projection_bias is not None:
             hidden_NF = torch.addmm(self.projection_bias, hidden_NF, self.projection_weight)
         return torch.empty_like(hidden_NF).index_copy(0, order_N, hidden_NF)
-
-    def deciding_columns(self, used: int) -> int:
-        """Columns that decide the maximum: one window of padding only stands for all the others."""
-        widest = max(width for width, _ in self.options.filters)
-        return min(used + widest, self.options.max_characters_per_token)
 
     def _convolve(self, chars_NCE: Tensor) -> Tensor:
         """Convolutions, maximum over positions, activation: (N, C, E) to (N, F)."""
@@ -133,6 +130,12 @@ class CharCnn(nn.Module):
             scores = windows @ weight.view(width * dim, count)
             parts.append(activation(scores.amax(dim=1) + bias))
         return torch.cat(parts, dim=1)
+
+
+def deciding_columns(used: int, options: CharCnnOptions) -> int:
+    """Columns that decide the maximum: one window of padding only stands for all the others."""
+    widest = max(width for width, _ in options.filters)
+    return min(used + widest, options.max_characters_per_token)
 
 
 def used_columns(chars_NC: Tensor, pad: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from elmo_model.char_cnn import CharCnn, Highway, used_columns
+from elmo_model.char_cnn import CharCnn, Highway, deciding_columns, used_columns
 from elmo_model.characters import PAD_ID
 from elmo_model.kernels.packed_linear import PackedLinear, padded_rows
 from elmo_model.kernels.workers import Workers
@@ -30,7 +30,7 @@ class CpuCharCnn:
     def __init__(self, model: CharCnn, workers: Workers, dtype: torch.dtype) -> None:
         """Pack the weights of a model; `dtype` is that of what is multiplied."""
         self._dtype = dtype
-        self._model = model
+        self._width, self._options = model.width, model.options
         self._workers = workers
         table = model.char_embed.detach()
         self._table = torch.cat([table.new_zeros(1, table.shape[1]), table]).to(dtype)
@@ -52,12 +52,12 @@ class CpuCharCnn:
 
     def __call__(self, chars_NC: Tensor) -> Tensor:
         """Vectors (N, P) float32 of words, given as shifted ids (N, C)."""
-        vectors_NP = torch.empty(chars_NC.shape[0], self._model.width)
+        vectors_NP = torch.empty(chars_NC.shape[0], self._width)
         used_N = used_columns(chars_NC, PAD_ID + 1)
         chunks = torch.split(torch.argsort(used_N, stable=True), _CHUNK_WORDS)
 
         def make(index: Tensor) -> None:
-            columns = self._model.deciding_columns(int(used_N[index[-1]]))
+            columns = deciding_columns(int(used_N[index[-1]]), self._options)
             rows, columns = padded_rows(len(index)), self._columns(columns)
             chars = chars_NC[index, :columns]
             if rows > len(index):
@@ -71,7 +71,7 @@ class CpuCharCnn:
     def _columns(self, needed: int) -> int:
         """Columns to use: few different numbers, since each is a product of its own."""
         rounded = -(-needed // _COLUMNS_STEP) * _COLUMNS_STEP
-        return min(rounded, self._model.options.max_characters_per_token)
+        return min(rounded, self._options.max_characters_per_token)
 
     def _vectors(self, chars_NC: Tensor) -> Tensor:
         chars_NCE = F.embedding(chars_NC, self._table)

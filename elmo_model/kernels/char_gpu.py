@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from elmo_model.char_cnn import CharCnn, used_columns
+from elmo_model.char_cnn import CharCnn, deciding_columns, used_columns
 from elmo_model.characters import PAD_ID
 from elmo_model.upload import upload
 
@@ -55,10 +55,8 @@ class GpuCharCnn:
         """First word, word after the last, and columns of each group; words by rising length."""
         longest = self._model.options.max_characters_per_token
         numbers, counts = torch.unique_consecutive(used_N, return_counts=True)
-        columns_of = [
-            min(-(-self._model.deciding_columns(used) // _COLUMNS_STEP) * _COLUMNS_STEP, longest)
-            for used in numbers.tolist()
-        ]
+        needed = [deciding_columns(used, self._model.options) for used in numbers.tolist()]
+        columns_of = [min(-(-count // _COLUMNS_STEP) * _COLUMNS_STEP, longest) for count in needed]
         start = 0
         for columns in sorted(set(columns_of)):
             pairs = zip(columns_of, counts.tolist(), strict=True)
