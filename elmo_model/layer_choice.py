@@ -19,15 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from elmo_model.errors import LayerChoiceError
-
-if TYPE_CHECKING:
-    from elmo_model.encoder import Encoder
+from elmo_model.options import ElmoOptions
 
 LAYER_NAMES = (
     "all",
@@ -39,6 +37,15 @@ LAYER_NAMES = (
     "lstm_outputs2",
     "elmo",
 )
+
+
+class HasOptions(Protocol):
+    """An encoder, or what is known of one before it is loaded."""
+
+    @property
+    def options(self) -> ElmoOptions:
+        """The model's options."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,13 +96,14 @@ class LayerChoice:
             mix_weights = (0.0,) * num_layers
         return cls(name, _shares(mix_weights, gamma, num_layers), num_directions)
 
-    def num_outputs(self, encoder: Encoder) -> int:
+    def num_outputs(self, encoder: HasOptions) -> int:
         """How many vectors a position gets: K = L + 1 for `all`, else 1."""
-        return encoder.num_layers if self.name == "all" else 1
+        return encoder.options.num_layers if self.name == "all" else 1
 
-    def dim(self, encoder: Encoder) -> int:
+    def dim(self, encoder: HasOptions) -> int:
         """Width of each output."""
-        return encoder.options.lstm.projection_dim if self.name == "word_emb" else encoder.dim
+        options = encoder.options
+        return options.lstm.projection_dim if self.name == "word_emb" else options.output_dim
 
     def combine(self, layer: Callable[[int], Tensor], num_layers: int) -> list[Tensor]:
         """Take or mix layers that are made when they are asked for.

@@ -10,7 +10,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from elmo_model.directory import ModelFiles, load_directory, read_files
 from elmo_model.encoder import Encoder, LayerChoice
+from elmo_model.options import ElmoOptions
+from elmo_model.weights import build, weights_sha256
 from pipeline.backend import EncoderDescription, ModelLoader
 from pipeline.config import EmbedConfig, ModelConfig, TextConfig, VectorConfig
 from pipeline.elmo_vectors import ElmoVectors, vector_columns
@@ -47,50 +50,67 @@ class ElmoBackend:
     """The biLM of the configured model files."""
 
     def describe(self, config: EmbedConfig) -> EncoderDescription:
-        """Load the weights on the driver's CPU, check them and name them."""
-        on_cpu = config.model.model_copy(update={"device": "cpu", "dtype": "float32"})
-        return describe(config, load_encoder(on_cpu))
+        """Read the weights, check them and name them; nothing is laid out to be run."""
+        files = load_files(config.model)
+        build(files.options, files.state)
+        return describe(config, ModelIdentity(files.options, weights_sha256(files.state)))
 
     def loader(self, config: EmbedConfig, num_threads: int) -> ModelLoader:
         """Loads the same model in an actor's process."""
         return ElmoLoader(config, num_threads)
 
 
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What names a model: known without running it."""
+
+    options: ElmoOptions
+    weights_sha256: str
+
+
 def load_encoder(config: ModelConfig) -> Encoder:
     """The encoder of a model directory or of a released pair of files, local or remote.
+
+    Raises:
+        ModelFileError, ConfigError, StorageError: as `load_files`.
+        DeviceError: the device or its arithmetic is not available.
+    """
+    return Encoder(
+        load_files(config),
+        device=config.device,
+        dtype=config.dtype,
+        initial_state=config.initial_state,
+    )
+
+
+def load_files(config: ModelConfig) -> ModelFiles:
+    """The files of a model directory or of a released pair of files, local or remote.
 
     Raises:
         ModelFileError: names the file, the dataset, what was found and expected.
         ConfigError: a file does not exist.
         StorageError: a remote file cannot be fetched.
     """
-    settings: dict[str, Any] = {
-        "device": config.device,
-        "dtype": config.dtype,
-        "initial_state": config.initial_state,
-    }
     if config.directory is not None:
-        return Encoder.from_directory(local_copy(config.directory), **settings)
+        return load_directory(local_copy(config.directory))
     assert config.options_file is not None
     assert config.weights_file is not None
-    if config.vocabulary_file is not None:
-        settings["vocabulary_file"] = local_copy(config.vocabulary_file)
-    options_file = local_copy(config.options_file)
-    return Encoder.from_files(options_file, local_copy(config.weights_file), **settings)
+    words = None if config.vocabulary_file is None else local_copy(config.vocabulary_file)
+    return read_files(local_copy(config.options_file), local_copy(config.weights_file), words)
 
 
-def layer_choice(config: ModelConfig, encoder: Encoder) -> LayerChoice:
+def layer_choice(config: ModelConfig, encoder: Encoder | ModelIdentity) -> LayerChoice:
     """The configured layers, checked against the encoder's number of layers."""
     return LayerChoice.parse(
         config.layers,
-        num_layers=encoder.num_layers,
+        num_layers=encoder.options.num_layers,
         mix_weights=config.mix_weights,
         gamma=config.mix_gamma,
         num_directions=encoder.options.num_directions,
     )
 
 
-def describe(config: EmbedConfig, encoder: Encoder) -> EncoderDescription:
+def describe(config: EmbedConfig, encoder: Encoder | ModelIdentity) -> EncoderDescription:
     """Fingerprint of everything that decides a vector's value, and its readable details.
 
     Batch sizes, devices and threads are left out: they change no vector beyond rounding.
