@@ -73,6 +73,18 @@ def ray_cluster() -> Iterator[Any]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs the C code where it cannot be built: int8 has no other way to run."""
+    parameters = getattr(item, "callspec", None)
+    needs = parameters is not None and "int8" in parameters.id
+    if needs or item.get_closest_marker("compiler") is not None:
+        from elmo_model.kernels.native import load
+
+        code = load()
+        if code.library is None:
+            pytest.skip(f"needs the C code: {code.reason}")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,

@@ -66,6 +66,8 @@ def test_layers_and_states_agree_with_float64(shape, dtype, tmp_path):
         expected = exact.encode(SENTENCES, expected.state)
 
 
+# torch's own passes compute the end of an array another way, and it lies elsewhere in another batch.
+@pytest.mark.compiler
 @pytest.mark.parametrize("threads", [2, 3, 4])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_the_number_of_threads_changes_no_bit(dtype, threads, tmp_path):
@@ -77,6 +79,7 @@ def test_the_number_of_threads_changes_no_bit(dtype, threads, tmp_path):
     assert torch.equal(one.state.outputs_SLBP, many.state.outputs_SLBP)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_a_sentence_has_the_same_bits_alone_and_among_any_others(dtype, tmp_path):
     shape = next(name for name in SHAPES if name not in WITHOUT_PROJECTION)
@@ -135,6 +138,7 @@ def test_the_reference_can_be_asked_for(tmp_path, monkeypatch):
     assert encoder_of(tmp_path, next(iter(SHAPES)), "float32").kernel.name == "reference"
 
 
+@pytest.mark.compiler
 def test_more_words_than_the_table_of_gates_has_room_for_give_the_same_bits(tmp_path, monkeypatch):
     shape = next(name for name in SHAPES if name not in WITHOUT_PROJECTION)
     for dtype in TOLERANCE:
@@ -145,6 +149,7 @@ def test_more_words_than_the_table_of_gates_has_room_for_give_the_same_bits(tmp_
             assert torch.equal(encoder.encode(SENTENCES).layers, expected)
 
 
+@pytest.mark.compiler
 def test_a_folder_that_others_can_write_to_holds_no_code(tmp_path, monkeypatch):
     folder = tmp_path / "open"
     folder.mkdir()

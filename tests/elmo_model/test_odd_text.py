@@ -96,7 +96,7 @@ def test_a_sentence_has_the_same_vectors_alone_and_among_odd_mates(encoder, tole
     for row, sentence in enumerate(sentences):
         alone = encoder.encode([sentence]).layers[:, 0]
         among = together[:, row, : len(sentence)]
-        if encoder.kernel.name == "cpu":
+        if "cell in C" in encoder.kernel.reason:
             assert torch.equal(alone, among)
         else:
             torch.testing.assert_close(alone, among, rtol=0, atol=tolerance)

@@ -17,6 +17,7 @@ def model(tmp_path):
     return str(files["options_file"].parent)
 
 
+@pytest.mark.compiler
 def test_every_arithmetic_has_a_kernel_a_reason_and_rates(model, capsys):
     assert main(JOB, [model, "--device", "cpu", "--json", "--quiet"]) == 0
     result = json.loads(capsys.readouterr().out)["result"]

@@ -90,6 +90,7 @@ def test_the_corpus_of_these_tests_has_sentences_of_many_lengths(shared):
 
 
 @pytest.mark.shared
+@pytest.mark.compiler
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("level", ["document", "sentence", "token"])
 @pytest.mark.parametrize("pooled", ["mean", "max", "first"])
