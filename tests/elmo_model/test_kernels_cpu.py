@@ -66,7 +66,7 @@ def test_layers_and_states_agree_with_float64(shape, dtype, tmp_path):
         expected = exact.encode(SENTENCES, expected.state)
 
 
-# torch's own passes compute the end of an array another way, and it lies elsewhere in another batch.
+# torch's own passes compute the end of an array another way, and other batches end elsewhere.
 @pytest.mark.compiler
 @pytest.mark.parametrize("threads", [2, 3, 4])
 @pytest.mark.parametrize("dtype", TOLERANCE)
