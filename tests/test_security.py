@@ -36,7 +36,8 @@ FORBIDDEN_CALLS = {
 }
 FORBIDDEN_ARGUMENTS = {"allow_pickle", "weights_only", "shell"}
 # Modules that start programs: of this project's own, with fixed arguments.
-STARTS_PROGRAMS = {"pipeline/child_process.py"}
+# Embedding again in a process of its own, and the C compiler for one file of this package.
+STARTS_PROGRAMS = {"pipeline/child_process.py", "elmo_model/kernels/native.py"}
 # A worker hands the model's loader to its own child over a pipe of the two; answers are JSON and
 # Arrow, since the child is what hostile documents could reach.
 PICKLES_TO_ITS_CHILD = {"pipeline/isolation.py"}
@@ -108,7 +109,7 @@ def test_the_rule_finds_what_it_forbids(program):
     assert list(offences(ast.parse(program)))
 
 
-def test_only_one_module_starts_programs():
+def test_only_two_modules_start_programs():
     for path in MODULES:
         found = re.search(r"\bsubprocess\b|\bos\.exec|\bos\.spawn|\bos\.fork\b", path.read_text())
         assert not found or name_of(path) in STARTS_PROGRAMS, f"{name_of(path)}: {found}"

@@ -25,7 +25,19 @@ COMPILER_VARIABLE = "ELMO_COMPILER"
 CACHE_VARIABLE = "ELMO_KERNEL_CACHE"
 _SOURCE = Path(__file__).with_name("cell.c")
 _VERSION = 2  # elmo_cell_version of the source
-_FLAGS = ("-O3", "-ffast-math", "-fno-finite-math-only", "-fPIC", "-shared")
+# Not -ffast-math: a library made with it flushes small numbers to zero in all of the process that
+# loads it. These let loops become vector instructions and change nothing outside.
+_FLAGS = (
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+    "-fassociative-math",
+    "-freciprocal-math",
+    "-ffp-contract=fast",
+    "-fPIC",
+    "-shared",
+)
 _TARGETS = ("-march=native", "-mcpu=native", None)
 _COMPILE_TIMEOUT_S = 120
 

@@ -150,6 +150,14 @@ def test_more_words_than_the_table_of_gates_has_room_for_give_the_same_bits(tmp_
 
 
 @pytest.mark.compiler
+def test_the_c_code_leaves_the_smallest_numbers_of_the_process_alone():
+    """Some ways to compile it make whoever loads it flush them to zero, everywhere."""
+    assert native.load().library is not None
+    assert float(np.float64(5e-324) * np.float64(1.0)) > 0
+    assert float((torch.tensor([1e-40]) * torch.tensor([1.0]))[0]) > 0
+
+
+@pytest.mark.compiler
 def test_a_folder_that_others_can_write_to_holds_no_code(tmp_path, monkeypatch):
     folder = tmp_path / "open"
     folder.mkdir()

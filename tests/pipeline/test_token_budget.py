@@ -17,6 +17,12 @@ TOO_MUCH_BYTES = 1 << 60
 MAX_TOKENS = 4096
 
 
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch):
+    """Nothing is freed here, and collecting the garbage of a whole test session takes seconds."""
+    monkeypatch.setattr("pipeline.token_budget.free_caches", lambda: None)
+
+
 class Memory:
     """Runs batches of up to `fitting_tokens` padded tokens; counts how often each sentence was."""
 
