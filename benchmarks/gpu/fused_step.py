@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from elmo_model.kernels.gpu_triton import clip, sigmoid, tanh
 from elmo_model.kernels.gpu_weights import StackedLayer
 
 
@@ -38,16 +39,6 @@ TILES = [
     Tile(64, 128, 64, 8, 3),
     Tile(256, 32, 64, 8, 3),
 ]
-
-
-@triton.jit
-def _sigmoid(x: tl.tensor) -> tl.tensor:
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def _tanh(x: tl.tensor) -> tl.tensor:
-    return 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
 
 
 @triton.jit
@@ -114,16 +105,14 @@ def fused_kernel(  # noqa: PLR0913
     source = source_SUG + direction * source_stride + word_R1 * (4 * dim)
     bias = bias_SG + direction * (4 * dim)
     cells = cell_SRD + direction * cell_stride + row_R1 * dim + column
-    kept = _sigmoid(gate_f + _rest(source, bias, column + 2 * dim, mask_RD, mask_D))
-    new = _sigmoid(gate_i + _rest(source, bias, column, mask_RD, mask_D))
-    new *= _tanh(gate_j + _rest(source, bias, column + dim, mask_RD, mask_D))
-    cell = kept * tl.load(cells, mask=mask_RD, other=0.0) + new
-    if CLIP is not None:
-        cell = tl.clamp(cell, -CLIP, CLIP, propagate_nan=tl.PropagateNan.ALL)
+    kept = sigmoid(gate_f + _rest(source, bias, column + 2 * dim, mask_RD, mask_D))
+    new = sigmoid(gate_i + _rest(source, bias, column, mask_RD, mask_D))
+    new *= tanh(gate_j + _rest(source, bias, column + dim, mask_RD, mask_D))
+    cell = clip(kept * tl.load(cells, mask=mask_RD, other=0.0) + new, CLIP)
     tl.store(cells, cell, mask=mask_RD)
-    shown = _sigmoid(gate_o + _rest(source, bias, column + 3 * dim, mask_RD, mask_D))
+    shown = sigmoid(gate_o + _rest(source, bias, column + 3 * dim, mask_RD, mask_D))
     hidden = hidden_SRD + direction * hidden_stride + row_R1 * dim + column
-    tl.store(hidden, (shown * _tanh(cell)).to(hidden_SRD.dtype.element_ty), mask=mask_RD)
+    tl.store(hidden, (shown * tanh(cell)).to(hidden_SRD.dtype.element_ty), mask=mask_RD)
 
 
 def fused_cell(

@@ -25,17 +25,20 @@ _NUM_WARPS = 4
 
 
 @triton.jit
-def _sigmoid(x: tl.tensor) -> tl.tensor:
+def sigmoid(x: tl.tensor) -> tl.tensor:
+    """1 / (1 + e^-x)."""
     return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def _tanh(x: tl.tensor) -> tl.tensor:
+def tanh(x: tl.tensor) -> tl.tensor:
+    """2 sigmoid(2 x) - 1."""
     return 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
 
 
 @triton.jit
-def _clip(x: tl.tensor, LIMIT: tl.constexpr) -> tl.tensor:
+def clip(x: tl.tensor, LIMIT: tl.constexpr) -> tl.tensor:
+    """Between -LIMIT and LIMIT, or as it is if that is None."""
     # A NaN must come out as NaN: who reads the vectors rejects what is not finite.
     if LIMIT is not None:
         x = tl.clamp(x, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL)
@@ -94,14 +97,14 @@ def cell_kernel(  # noqa: PLR0913
     source = source_SUG + direction * source_stride + word_R1 * (4 * dim)
     bias = bias_SG + direction * (4 * dim)
     cells = cell_SRD + direction * cell_stride + row_R1 * dim + column
-    kept = _sigmoid(_gate(recurrent, source, bias, column + 2 * dim, mask_RD, mask_D))
-    new = _sigmoid(_gate(recurrent, source, bias, column, mask_RD, mask_D))
-    new *= _tanh(_gate(recurrent, source, bias, column + dim, mask_RD, mask_D))
-    cell = _clip(kept * tl.load(cells, mask=mask_RD, other=0.0) + new, CLIP)
+    kept = sigmoid(_gate(recurrent, source, bias, column + 2 * dim, mask_RD, mask_D))
+    new = sigmoid(_gate(recurrent, source, bias, column, mask_RD, mask_D))
+    new *= tanh(_gate(recurrent, source, bias, column + dim, mask_RD, mask_D))
+    cell = clip(kept * tl.load(cells, mask=mask_RD, other=0.0) + new, CLIP)
     tl.store(cells, cell, mask=mask_RD)
-    shown = _sigmoid(_gate(recurrent, source, bias, column + 3 * dim, mask_RD, mask_D))
+    shown = sigmoid(_gate(recurrent, source, bias, column + 3 * dim, mask_RD, mask_D))
     hidden = hidden_SRD + direction * hidden_stride + row_R1 * dim + column
-    tl.store(hidden, (shown * _tanh(cell)).to(hidden_SRD.dtype.element_ty), mask=mask_RD)
+    tl.store(hidden, (shown * tanh(cell)).to(hidden_SRD.dtype.element_ty), mask=mask_RD)
 
 
 @triton.jit(do_not_specialize_on_alignment=["live_1"])
@@ -128,7 +131,7 @@ def carry_kernel(  # noqa: PLR0913
     mask = (row_R < tl.load(live_1))[:, None] & (place_P < width)[None, :]
     place = row_R.to(tl.int64)[:, None] * width + place_P[None, :]
     value = tl.load(projected_SRP + direction * projected_stride + place, mask=mask, other=0.0)
-    value = _clip(value.to(tl.float32), CLIP)
+    value = clip(value.to(tl.float32), CLIP)
     element = output_SRP.dtype.element_ty
     tl.store(output_SRP + direction * output_stride + place, value.to(element), mask=mask)
     if ADDS_INPUT:
