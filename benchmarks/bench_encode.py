@@ -5,7 +5,7 @@ default batches, with an empty and with a filled word cache; against the plain p
 reference_encoder.py, which gets one batch of 64 sentences a round, as they come (`plain`) or of
 like length, the median one's (`plain_sorted`). LSTMs: both stacks over one packed batch; against
 torch's own LSTM, which cannot clip. Roofline: the products that the batch needs, each at the best
-rate of its shape seen in this run. Weights are random (random_elmo.py).
+rate of its shape in the same round. Weights are random (random_elmo.py).
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from gemm_rates import GemmRates
 from lstm_part import LstmPart
 from random_elmo import SIZES, options_of, random_model, statistics
 from reference_encoder import ROWS_PER_BATCH, PlainEncoder
-from sample_text import DEFAULT_MAX_TOKENS, LENGTHS, news_sentences, window_of
+from sample_text import LENGTHS, news_sentences, window_of
 
 from elmo_model.directory import ModelFiles
 from elmo_model.encoder import Encoder, LayerChoice
 from elmo_model.errors import DeviceError
-from pipeline.config import VectorConfig
+from pipeline.batch_sizes import batch_sizes
+from pipeline.config import BatchConfig, VectorConfig
 from pipeline.elmo_vectors import ElmoVectors
 from pipeline.token_window import TokenWindow
 
@@ -44,11 +45,11 @@ SEED = 1
 class Ours:
     """The encoder behind the vector model of the jobs, with one arithmetic."""
 
-    def __init__(self, files: ModelFiles, arithmetic: str) -> None:
+    def __init__(self, files: ModelFiles, arithmetic: str, max_tokens: int) -> None:
         self.encoder = Encoder(files, device="cpu", dtype=arithmetic)
         choice = LayerChoice.parse("average", num_layers=self.encoder.num_layers)
         config = VectorConfig(level="token", dtype="float32")
-        self._model = ElmoVectors(self.encoder, choice, config, DEFAULT_MAX_TOKENS)
+        self._model = ElmoVectors(self.encoder, choice, config, max_tokens)
 
     def forget_words(self) -> None:
         """Empty the word cache, as in a new process."""
@@ -67,12 +68,12 @@ class Ours:
         return 1 - counts.real_tokens / counts.padded_tokens
 
 
-def offered(files: ModelFiles, wanted: Sequence[str]) -> dict[str, Ours]:
+def offered(files: ModelFiles, wanted: Sequence[str], max_tokens: int) -> dict[str, Ours]:
     """An encoder for every arithmetic that is available here."""
     found = {}
     for arithmetic in wanted:
         try:
-            found[arithmetic] = Ours(files, arithmetic)
+            found[arithmetic] = Ours(files, arithmetic, max_tokens)
         except DeviceError as error:
             print(f"{arithmetic} is left out: {error}", file=sys.stderr)
     return found
@@ -87,12 +88,14 @@ class Cell:
         self._sentences = sentences
         self._window = window_of(sentences)
         self._files = random_model(options_of(size), self._window.words[:500], SEED)
-        self._ours = offered(self._files, args.arithmetics)
+        max_tokens = batch_sizes(BatchConfig(), num_threads, on_gpu=False).max_tokens
+        self._ours = offered(self._files, args.arithmetics, max_tokens)
         self._plain = PlainEncoder(self._files.options, self._files.state)
         self._part = LstmPart(
             self._files,
             {name: ours.encoder for name, ours in self._ours.items()},
             self._window,
+            max_tokens,
         )
         self._gemms = {
             (arithmetic, name): GemmRates(arithmetic, shape, num_threads)
@@ -175,14 +178,19 @@ class Cell:
     def _part_result(self) -> dict[str, Any]:
         rooflines = {}
         for arithmetic in self._ours:
-            best = {name: self._gemms[arithmetic, name].best() for name in self._part.shapes}
-            if all(best.values()):
-                rooflines[arithmetic] = self._part.num_tokens / sum(
-                    self._part.gflop[name] / rate for name, rate in best.items()
+            names = list(self._part.shapes)
+            rates = [self._gemms[arithmetic, name].best_of_rounds() for name in names]
+            rooflines[arithmetic] = [
+                self._part.num_tokens
+                / sum(
+                    self._part.gflop[name] / rate for name, rate in zip(names, round_, strict=True)
                 )
+                for round_ in zip(*rates, strict=True)
+            ]
+        rooflines = {name: rates for name, rates in rooflines.items() if rates}
         shares = {
-            name: [rate / roofline for rate in self._part_rates[name]]
-            for name, roofline in rooflines.items()
+            name: [ours / limit for ours, limit in zip(self._part_rates[name], limits, strict=True)]
+            for name, limits in rooflines.items()
         }
         return {
             "tokens": self._part.num_tokens,
@@ -196,7 +204,7 @@ class Cell:
             "tokens_per_s": _spreads(self._part_rates),
             "over_torch_float32": _ratios(self._part_rates, "torch_float32"),
             "over_torch_bfloat16": _ratios(self._part_rates, "torch_bfloat16"),
-            "roofline_tokens_per_s": {name: round(rate) for name, rate in rooflines.items()},
+            "roofline_tokens_per_s": _spreads(rooflines),
             "share_of_roofline": _spreads(shares),
         }
 

@@ -26,47 +26,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent))
 import machine
+from random_elmo import SIZES, options_of, random_model
 
-from elmo_model.bilm import BiLM
 from elmo_model.directory import save_directory
-from elmo_model.options import ElmoOptions
 from pipeline.config import EmbedConfig, build
 from pipeline.model import ElmoLoader
 from pipeline.run import execute, prepare
 
-SIZES = {"small": (1024, 128, 1), "original": (4096, 512, 2)}
+# The words whose vectors get the scale that is wanted.
+SCALED_WORDS = ["the", "market", "said", "film", "government", "2004", "players", ","]
 
 
 def write_model(folder: Path, size: str, seed: int) -> None:
     """A model of a released size with random weights."""
-    dim, projection_dim, highway = SIZES[size]
-    filters = [[1, 32], [2, 32], [3, 64], [4, 128], [5, 256], [6, 512], [7, 1024]]
-    options = ElmoOptions.from_dict(
-        {
-            "lstm": {
-                "use_skip_connections": True,
-                "projection_dim": projection_dim,
-                "cell_clip": 3,
-                "proj_clip": 3,
-                "dim": dim,
-                "n_layers": 2,
-            },
-            "char_cnn": {
-                "activation": "relu",
-                "filters": filters,
-                "n_highway": highway,
-                "embedding": {"dim": 16},
-                "n_characters": 262,
-                "max_characters_per_token": 50,
-            },
-        }
-    )
-    torch.manual_seed(seed)
-    save_directory(folder, options, BiLM(options).state_dict())
+    options = options_of(size)
+    save_directory(folder, options, random_model(options, SCALED_WORDS, seed).state)
 
 
 def write_corpus(source: Path, folder: Path, num_documents: int) -> None:
@@ -108,6 +84,7 @@ def _encode(config: EmbedConfig, part: int, layout: Layout, barrier, results) ->
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from pipeline.batch_sizes import batch_sizes
     from pipeline.bucketing import windows
     from pipeline.embed import token_window
     from pipeline.sources.discover import discover
@@ -124,7 +101,8 @@ def _encode(config: EmbedConfig, part: int, layout: Layout, barrier, results) ->
     counts = pc.list_value_length(table["tokens"]).to_numpy().astype(np.int64)
     barrier.wait()
     started = time.monotonic()
-    for window in windows(counts, config.batch.window_tokens):
+    sizes = batch_sizes(config.batch, layout.threads, on_gpu=False)
+    for window in windows(counts, sizes.window_tokens):
         model.vectors(token_window(table.slice(window.start, window.stop - window.start)))
     results.put((int(counts.sum()), time.monotonic() - started))
 

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 Product = Callable[[], Tensor]
 
-MIN_SECONDS = 0.03
+# Long enough that a processor which is faster for a moment does not decide.
+MIN_SECONDS = 0.2
 
 
 def plain(inputs: Tensor, weight: Tensor) -> Product:
@@ -81,9 +82,9 @@ class GemmRates:
                 alone = self._rate_alone(product)
                 self.rounds.setdefault(f"{name}, {self._num_threads} alone", []).append(alone)
 
-    def best(self) -> float:
-        """The highest rate seen, GFLOP/s; 0 if the arithmetic is not there."""
-        return max((max(rates) for rates in self.rounds.values()), default=0.0)
+    def best_of_rounds(self) -> list[float]:
+        """The highest rate of each round, GFLOP/s; empty if the arithmetic is not there."""
+        return [max(rates) for rates in zip(*self.rounds.values(), strict=True)]
 
     def _rate(self, product: Product) -> float:
         started, count = time.perf_counter(), 0

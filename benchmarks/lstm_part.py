@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sample_text import DEFAULT_MAX_TOKENS
 from torch_lstm import TorchStacks
 
 from elmo_model.characters import SENTENCE_BEGIN, SENTENCE_END
@@ -36,10 +35,14 @@ class LstmPart:
     """
 
     def __init__(
-        self, files: ModelFiles, encoders: Mapping[str, Encoder], window: TokenWindow
+        self,
+        files: ModelFiles,
+        encoders: Mapping[str, Encoder],
+        window: TokenWindow,
+        max_tokens: int,
     ) -> None:
         lstm = files.options.lstm
-        chosen = list(batches(window.sentence_lengths, DEFAULT_MAX_TOKENS))
+        chosen = list(batches(window.sentence_lengths, max_tokens))
         rows_B = max(chosen, key=lambda rows_B: int(window.sentence_lengths[rows_B].sum()))
         words, ids_BT, lengths_B = _marked(window, rows_B)
         self._layout = PackedLayout.of(lengths_B)

@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import BatchConfig, TextConfig
+from pipeline.config import TextConfig
 from pipeline.text import tokenise
 from pipeline.token_window import TokenWindow
 
 # Fewest and most tokens of a sentence of each kind of text.
 LENGTHS = {"short": (3, 10), "mixed": (1, 256), "long": (40, 256)}
-DEFAULT_MAX_TOKENS = BatchConfig().max_tokens
 
 
 def news_sentences(path: Path, kind: str, num_sentences: int) -> list[list[str]]:

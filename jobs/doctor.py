@@ -36,7 +36,7 @@ def _run(call: Call) -> JobResult:
     arguments = call.arguments
     options = _options(arguments.model)
     on_gpu = select_device(arguments.device).type == "cuda"
-    facts = describe_machine().facts
+    facts = describe_machine()
     names = GPU_ARITHMETICS if on_gpu else CPU_ARITHMETICS
     threads = [1] if on_gpu else sorted({1, default_threads()})
     reports = {

@@ -101,6 +101,7 @@ def describe_run(prepared: PreparedRun, report: RunReport) -> JobResult:
         "tokens_per_s": counts.tokens / report.seconds if report.seconds else 0.0,
         "padding_share": counts.padding_share,
         "made_words": counts.made_words,
+        "kernels": list(report.kernels),
         "cut_tokens": counts.cut_tokens,
         "split_sentences": counts.split_sentences,
         "oom_splits": counts.num_oom_splits,
@@ -140,13 +141,14 @@ def describe_run(prepared: PreparedRun, report: RunReport) -> JobResult:
             f"limits: {counts.split_sentences:,} sentences were split at text.max_sentence_tokens, "
             f"{counts.cut_tokens:,} tokens were cut at text.max_document_tokens"
         )
+    lines += [f"embedded by the {kernel}" for kernel in report.kernels]
     lines += _trouble_lines(report)
     return JobResult(data, "\n".join([head, work, *lines]))
 
 
 def _trouble_lines(report: RunReport) -> list[str]:
     counts = report.counts
-    lines = []
+    lines = [f"slower than it could be: {advice}" for advice in report.advice]
     if counts.num_oom_splits:
         lines.append(
             f"memory: {counts.num_oom_splits:,} batches did not fit and were halved; "

@@ -153,11 +153,21 @@ class VectorConfig(Section):
 class BatchConfig(Section):
     """How sentences are grouped for the biLM."""
 
-    max_tokens: int = Field(
-        4096, gt=0, description="padded tokens of one biLM batch, sentence marks included"
+    max_tokens: int | None = Field(
+        None,
+        gt=0,
+        description=(
+            "padded tokens of one biLM batch, sentence marks included; default: 4096 for each "
+            "thread of an actor, 65536 on a GPU"
+        ),
     )
-    window_tokens: int = Field(
-        65_536, gt=0, description="tokens that are sorted by length together"
+    window_tokens: int | None = Field(
+        None,
+        gt=0,
+        description=(
+            "tokens that are sorted by length together; default: those of four batches, at least "
+            "65536"
+        ),
     )
 
 

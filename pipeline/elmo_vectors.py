@@ -39,6 +39,9 @@ class ElmoVectors:
         self.dim = choice.dim(encoder)
         self.vector_columns = vector_columns(choice.num_outputs(encoder))
         self.counts = BatchCounts()
+        kernel = encoder.kernel
+        self.kernel = f"{kernel.name} kernel on {encoder.device}: {kernel.reason}"
+        self.advice = kernel.advice
 
     def vectors(self, window: TokenWindow) -> NDArray[np.floating]:
         """Encode, mix and pool one window.

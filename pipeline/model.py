@@ -15,6 +15,7 @@ from elmo_model.encoder import Encoder, LayerChoice
 from elmo_model.options import ElmoOptions
 from elmo_model.weights import build, weights_sha256
 from pipeline.backend import EncoderDescription, ModelLoader
+from pipeline.batch_sizes import batch_sizes
 from pipeline.config import EmbedConfig, ModelConfig, TextConfig, VectorConfig
 from pipeline.elmo_vectors import ElmoVectors, vector_columns
 from pipeline.errors import ConfigError
@@ -43,7 +44,9 @@ class ElmoLoader:
         config = self.config
         encoder = load_encoder(config.model)
         choice = layer_choice(config.model, encoder)
-        return ElmoVectors(encoder, choice, config.vectors, config.batch.max_tokens)
+        on_gpu = encoder.device.type != "cpu"
+        sizes = batch_sizes(config.batch, self.num_threads, on_gpu=on_gpu)
+        return ElmoVectors(encoder, choice, config.vectors, sizes.max_tokens)
 
 
 class ElmoBackend:

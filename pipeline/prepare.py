@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipeline import cluster
 from pipeline.backend import Backend, EncoderDescription
+from pipeline.batch_sizes import batch_sizes
 from pipeline.cluster import Allocation
 from pipeline.compare import KnownFiles
 from pipeline.config import EmbedConfig
@@ -240,12 +241,16 @@ def documents_per_task(prepared: PreparedRun) -> int:
 
 def worker_spec(prepared: PreparedRun) -> WorkerSpec:
     """What the run's actors are built from."""
-    assert prepared.allocation is not None
+    allocation = prepared.allocation
+    assert allocation is not None
+    num_threads = allocation.threads_per_actor
+    sizes = batch_sizes(prepared.config.batch, num_threads, on_gpu=allocation.actor_gpus > 0)
     return WorkerSpec(
         config=prepared.config,
         run_id=prepared.run_id,
         carried_fields=prepared.discovery.carried_fields,
-        load_model=prepared.backend.loader(prepared.config, prepared.allocation.threads_per_actor),
+        load_model=prepared.backend.loader(prepared.config, num_threads),
+        window_tokens=sizes.window_tokens,
     )
 
 

@@ -24,7 +24,8 @@ from pipeline.worker import WorkerCounts
 class RunReport:
     """What a run did. `snapshot` is None when there was nothing to commit.
 
-    New and changed are against the parent; `accounting` says what became of every row.
+    New and changed are against the parent; `accounting` says what became of every row. `kernels`
+    are what ran the model on the machines of the cluster, `advice` what would be faster there.
     """
 
     snapshot: Snapshot | None
@@ -36,6 +37,8 @@ class RunReport:
     rejected_by_code: dict[str, int] = field(default_factory=dict)
     rejected_files: tuple[str, ...] = ()
     counts: WorkerCounts = WorkerCounts()
+    kernels: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
     num_files_written: int = 0
     num_files_rewritten: int = 0
     bytes_written: int = 0

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.batch_sizes import batch_sizes
 from pipeline.config import EmbedConfig, build
 from pipeline.embed import EmbeddedBatch, Embedder
 from pipeline.model import ElmoLoader, open_model
@@ -43,6 +44,8 @@ class SampleEmbedder:
         self._config = build(EmbedConfig, snapshot.config, f"snapshot {snapshot.number}")
         open_model(snapshot, self._config)
         self._model = ElmoLoader(self._config, num_threads)()
+        sizes = batch_sizes(self._config.batch, num_threads, on_gpu=False)
+        self._window_tokens = sizes.window_tokens
 
     def __call__(self, ids: Sequence[str]) -> pa.Table:
         """Embed the documents of these ids.
@@ -56,9 +59,7 @@ class SampleEmbedder:
         config = self._config
         carried = {*config.source.carry_columns, *config.source.partition_columns}
         schema = pa.schema([field for field in self._snapshot.schema if field.name not in carried])
-        embedder = Embedder(
-            self._model, schema, (), config.vectors.level, config.batch.window_tokens
-        )
+        embedder = Embedder(self._model, schema, (), config.vectors.level, self._window_tokens)
         batches = [
             result.rows
             for documents in self._documents(ids)

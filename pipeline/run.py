@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from pipeline import dataset
@@ -95,6 +95,8 @@ def execute(prepared: PreparedRun, progress: ProgressCallback | None = None) -> 
         rejected_by_code=dict(sorted(by_code.items())),
         rejected_files=tuple(rejected_files),
         counts=counts,
+        kernels=_distinct(item.kernel for item in worker_records),
+        advice=_distinct(item.advice for item in worker_records),
         num_files_written=len(new_files),
         bytes_written=sum(file.size_bytes for file in new_files),
     )
@@ -105,6 +107,10 @@ def execute(prepared: PreparedRun, progress: ProgressCallback | None = None) -> 
         report = publish(prepared, plan, finish, report, new_files)
         _tidy(prepared, record)
     return replace(report, seconds=time.monotonic() - started)
+
+
+def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({text for text in texts if text}))
 
 
 def _start_record(prepared: PreparedRun, plan: Plan) -> RunRecord:

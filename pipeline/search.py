@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
+from pipeline.batch_sizes import batch_sizes
 from pipeline.config import EmbedConfig, VectorConfig, build
 from pipeline.elmo_vectors import ElmoVectors
 from pipeline.embed import token_window
@@ -94,7 +95,8 @@ class SnapshotEncoder:
             dtype="float32",
         )
         choice = layer_choice(self.config.model, self._encoder)
-        return ElmoVectors(self._encoder, choice, vectors, self.config.batch.max_tokens)
+        sizes = batch_sizes(self.config.batch, 1, on_gpu=self._encoder.device.type != "cpu")
+        return ElmoVectors(self._encoder, choice, vectors, sizes.max_tokens)
 
     def _tokenise(self, texts: Sequence[str]) -> pa.Table:
         form = self.config.text.unicode_form

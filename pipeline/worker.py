@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from pipeline.attempts import ActorStarts, BlockAttempts, block_key
 from pipeline.backend import ModelLoader
+from pipeline.batch_sizes import MIN_WINDOW_TOKENS
 from pipeline.config import EmbedConfig
 from pipeline.data_files import DataFileWriter
 from pipeline.embed import EmbeddedBatch, Embedder, Partition
@@ -38,7 +39,7 @@ from pipeline.token_window import VectorModel, least
 log = logging.getLogger(__name__)
 
 RECORD_SCHEMA = pa.schema([pa.field("record", pa.string(), nullable=False)])
-# Windows that may wait for the writer; each holds the vectors of about batch.window_tokens tokens.
+# Windows that may wait for the writer; each holds the vectors of `window_tokens` tokens.
 MAX_WAITING_WINDOWS = 2
 
 
@@ -84,12 +85,17 @@ class WorkerCounts:
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """What one call produced: the files, and the rejected rows written to `rejected_file`."""
+    """What one call produced: the files, and the rejected rows written to `rejected_file`.
+
+    `kernel` says what ran the model, and `advice` what would make that faster, if anything.
+    """
 
     files: tuple[DataFile, ...] = ()
     rejected_file: str | None = None
     rejected_by_code: Mapping[str, int] = field(default_factory=dict)
     counts: WorkerCounts = WorkerCounts()
+    kernel: str = ""
+    advice: str = ""
 
     def to_json(self) -> str:
         """The record as one line of JSON; `from_json` reads it back."""
@@ -105,6 +111,8 @@ class WorkerRecord:
             rejected_file=values["rejected_file"],
             rejected_by_code=values["rejected_by_code"],
             counts=WorkerCounts(**values["counts"]),
+            kernel=values["kernel"],
+            advice=values["advice"],
         )
 
 
@@ -112,13 +120,15 @@ class WorkerRecord:
 class WorkerSpec:
     """Everything a worker needs, picklable: it is built anew in each actor's process.
 
-    `max_starts` workers of a run may die while they load the model before the run is given up.
+    `window_tokens` tokens are sorted by length together. `max_starts` workers of a run may die
+    while they load the model before the run is given up.
     """
 
     config: EmbedConfig
     run_id: str
     carried_fields: tuple[pa.Field, ...]
     load_model: ModelLoader
+    window_tokens: int = MIN_WINDOW_TOKENS
     max_starts: int = 100
 
 
@@ -206,7 +216,7 @@ class EmbedWorker:
             self._schema,
             self._config.source.partition_columns,
             self._config.vectors.level,
-            self._config.batch.window_tokens,
+            self._spec.window_tokens,
         )
         rejected: list[RejectedRow] = []
         with _BackgroundFiles(self._storage, self._spec, self._schema) as files:
@@ -240,6 +250,8 @@ class EmbedWorker:
                 encode_s=encode_s,
                 call_s=time.monotonic() - started,
             ),
+            kernel=getattr(self._model, "kernel", ""),
+            advice=getattr(self._model, "advice", ""),
         )
 
 

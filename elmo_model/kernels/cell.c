@@ -9,6 +9,7 @@
 
    with what is NULL left out. bfloat16 is rounded to nearest even, as torch does.  */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -64,14 +65,22 @@ INLINE float exponential(float x)
   return sum * from_bits((uint32_t)((int32_t)power + 127) << 23);
 }
 
-/* Quantises one row: value = scale * (stored - 128), the largest magnitude at 127.  */
+/* Quantises one row: value = scale * (stored - 128), the largest magnitude at 127. A row with an
+   element that is no finite number gets a scale that is none, so that it does not look like one.  */
 INLINE void quantise(int64_t dim, const float *restrict values, uint8_t *restrict stored,
                      float *scale)
 {
   float largest = 0.0f;
+  int bad = 0;
   for (int64_t d = 0; d < dim; d++) {
     float size = fabsf(values[d]);
     largest = size > largest ? size : largest;
+    bad |= !(size <= FLT_MAX);
+  }
+  if (bad) {
+    memset(stored, 128, (size_t)dim);
+    *scale = NAN;
+    return;
   }
   float factor = largest > 0.0f ? 127.0f / largest : 0.0f;
   for (int64_t d = 0; d < dim; d++)
@@ -169,5 +178,3 @@ void elmo_quantise(int64_t rows, int64_t width, const float *values, uint8_t *st
   for (int64_t row = 0; row < rows; row++)
     quantise(width, values + row * width, stored + row * width, scale + row);
 }
-
-int elmo_cell_version(void) { return 2; }

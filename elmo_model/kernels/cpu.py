@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from elmo_model.kernels.cpu_layer import CpuLayer
 from elmo_model.kernels.packed_linear import padded_rows
 from elmo_model.kernels.workers import Workers
 from elmo_model.packed_layers import to_device
@@ -28,28 +28,6 @@ from elmo_model.state import BiLMState
 _MAX_TABLE_BYTES = 512 << 20
 # Fewer rows read the weights about as often as more would, so they are not worth a thread.
 _MIN_ROWS_PER_PART = 8
-
-
-class CpuLayer(Protocol):
-    """One layer of one direction; see `FloatLayer` for what each method does."""
-
-    dtype: torch.dtype
-    bytes_per_word: int
-
-    def word_gates(self, table_UP: Tensor) -> Tensor:
-        """The input's share of the gates of distinct words."""
-        ...
-
-    def run(
-        self,
-        inputs: Tensor,
-        index_N: Tensor | None,
-        live_rows_T: list[int],
-        cell_BD: Tensor,
-        output_BP: Tensor,
-    ) -> Tensor:
-        """Run all steps of some rows."""
-        ...
 
 
 class CpuKernel:
@@ -63,6 +41,7 @@ class CpuKernel:
         workers: Workers,
         name: str,
         reason: str,
+        advice: str,
     ) -> None:
         """Take the layers of each direction.
 
@@ -72,8 +51,9 @@ class CpuKernel:
             workers: threads to use.
             name: for people to read.
             reason: why this kernel was taken.
+            advice: what would make it faster, or nothing.
         """
-        self.name, self.reason = name, reason
+        self.name, self.reason, self.advice = name, reason, advice
         self.dtype = layers_SL[0][0].dtype
         self.positions_run = 0
         self._layers_SL = layers_SL

@@ -9,7 +9,6 @@ import os
 import statistics
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +18,11 @@ from elmo_model.devices import select_device, select_dtype
 from elmo_model.errors import ElmoError
 from elmo_model.kernels.native import load
 from elmo_model.kernels.packed_linear import can_pack, can_quantise
+from elmo_model.kernels.processor import (
+    has_fast_bfloat16,
+    processor_features,
+    processor_name,
+)
 from elmo_model.kernels.selection import select_kernels
 from elmo_model.options import ElmoOptions, LstmOptions
 from elmo_model.packed_layers import packed_index
@@ -31,14 +35,6 @@ GPU_ARITHMETICS = ("float32", "float16", "bfloat16")
 # One in this many words of a batch is new to it: about what English text has.
 _WORDS_PER_TYPE = 4
 _NUM_ROWS, _NUM_STEPS, _REPEATS = 64, 8, 3
-_CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd")
-
-
-@dataclass(frozen=True)
-class MachineReport:
-    """What matters of the machine: facts by name, in the order to show them in."""
-
-    facts: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -54,24 +50,22 @@ class KernelReport:
     tokens_per_s: float | None
 
 
-def describe_machine() -> MachineReport:
-    """Processor, threads, compiler, products and GPUs that kernels are chosen by."""
+def describe_machine() -> dict[str, str]:
+    """Processor, threads, compiler, products and GPUs that kernels are chosen by, to be shown."""
     native = load()
     packs = [name for name in ("float32", "bfloat16") if can_pack(getattr(torch, name))]
     packs += ["int8"] * can_quantise()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return MachineReport(
-        {
-            "processor": _processor(),
-            "features": " ".join(_features()) or "unknown",
-            "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
-            "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-            "fused cell": f"in {'torch' if native.library is None else 'C'}, {native.reason}",
-            "packed products": ", ".join(packs) or "none: torch's plain ones are used",
-            "fast bfloat16": "yes" if has_fast_bfloat16() else "no: it is emulated, use float32",
-            "GPUs": ", ".join(gpus) or "none that torch can use",
-        }
-    )
+    return {
+        "processor": processor_name(),
+        "features": " ".join(processor_features()) or "unknown",
+        "cores": f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "fused cell": f"in {'torch' if native.library is None else 'C'}, {native.reason}",
+        "packed products": ", ".join(packs) or "none: torch's plain ones are used",
+        "fast bfloat16": "yes" if has_fast_bfloat16() else "no: it is emulated, use float32",
+        "GPUs": ", ".join(gpus) or "none that torch can use",
+    }
 
 
 def default_threads() -> int:
@@ -128,32 +122,3 @@ def measure_kernel(
         times_s.append(time.perf_counter() - started)
     rate = _NUM_ROWS * _NUM_STEPS / statistics.median(times_s[1:])
     return KernelReport(arithmetic, kernel.name, kernel.reason, rate)
-
-
-def has_fast_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; torch emulates it elsewhere, slowly."""
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(_flags()))
-
-
-def _flags() -> list[str]:
-    for line in _cpuinfo():
-        if line.startswith(("flags", "Features")):
-            return line.partition(":")[2].split()
-    return []
-
-
-def _features() -> list[str]:
-    flags = set(_flags())
-    return [name for name in _CPU_FEATURES if name in flags]
-
-
-def _processor() -> str:
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(errors="replace").splitlines() if path.exists() else []

@@ -105,6 +105,7 @@ class GpuKernel:
         self._pointwise = pointwise
         self._precision = "high" if tf32 else "highest"
         self.reason = reason
+        self.advice = ""
         self._graphs: GraphRunner | None = None
 
     def use_graphs(self, graphs: GraphRunner | None) -> None:

@@ -5,7 +5,8 @@ which takes under a second, and kept in a cache; so an installed package needs n
 that is there is used. Calls release Python's lock.
 
 Environment: `ELMO_COMPILER` names the compiler (default: `cc`, then `gcc`, then `clang`; empty for
-none), `ELMO_KERNEL_CACHE` the cache's folder (default `~/.cache/elmo-nightly/kernels`).
+none), `ELMO_KERNEL_CACHE` the cache's folder (default `~/.cache/elmo-nightly/kernels`). Where that
+cannot be used, the code is compiled for one process.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from pathlib import Path
 COMPILER_VARIABLE = "ELMO_COMPILER"
 CACHE_VARIABLE = "ELMO_KERNEL_CACHE"
 _SOURCE = Path(__file__).with_name("cell.c")
-_VERSION = 2  # elmo_cell_version of the source
 # Not -ffast-math: a library made with it flushes small numbers to zero in all of the process that
 # loads it. These let loops become vector instructions and change nothing outside.
 _FLAGS = (
@@ -76,18 +76,26 @@ def load() -> NativeCode:
     if compiler is None:
         return NativeCode(None, "no C compiler was found")
     try:
-        source = _SOURCE.read_bytes()
-        folder = _cache_folder()
-        name = hashlib.sha256(source + _machine(compiler).encode()).hexdigest()[:32]
-        path = folder / f"cell-{name}.so"
-        if not path.exists():
-            _compile(compiler, path)
-        library = _declare(ctypes.CDLL(str(path)))
+        return _build(compiler)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         return NativeCode(None, f"{compiler} could not build the fused cell: {error}")
-    if library.elmo_cell_version() != _VERSION:
-        return NativeCode(None, f"{path} holds another version: remove it")
-    return NativeCode(library, f"built by {compiler}")
+
+
+def _build(compiler: str) -> NativeCode:
+    try:
+        folder = _cache_folder()
+    except (OSError, RuntimeError) as error:
+        # No home, or none to write to. What is loaded may be removed.
+        with tempfile.TemporaryDirectory(prefix="elmo-kernels-") as private:
+            path = Path(private) / "cell.so"
+            _compile(compiler, path)
+            library = _declare(ctypes.CDLL(str(path)))
+        return NativeCode(library, f"built by {compiler} for this process alone: {error}")
+    version = hashlib.sha256(_SOURCE.read_bytes() + _machine(compiler).encode()).hexdigest()
+    path = folder / f"cell-{version[:32]}.so"
+    if not path.exists():
+        _compile(compiler, path)
+    return NativeCode(_declare(ctypes.CDLL(str(path))), f"built by {compiler}")
 
 
 def _compiler() -> str | None:

@@ -74,6 +74,7 @@ class Int8Linear:
     def __init__(self, weight_KN: Tensor, dtype: torch.dtype) -> None:
         """Quantise and lay out weights that multiply from the right; `dtype` is the products'."""
         self._dtype = dtype
+        self.num_outputs = weight_KN.shape[1]
         weight_NK = weight_KN.detach().t().float()
         scale_N = weight_NK.abs().amax(1).clamp_min(1e-12) / 127
         stored = (weight_NK / scale_N[:, None]).round().to(torch.int8).contiguous()

@@ -19,13 +19,15 @@ class StackKernel(Protocol):
     """Runs both directions' LSTM stacks over a packed batch, for prediction only.
 
     A row's result must not depend on the other rows of its batch beyond rounding of the kernel's
-    arithmetic; kernels say in `name` and `reason` what they are and why they were taken. `dtype` is
-    that of the layers that come out. `positions_run` counts, over all calls, the positions that
+    arithmetic; kernels say in `name` and `reason` what they are and why they were taken, and in
+    `advice` what would make this machine faster, if anything. `dtype` is that of the layers that
+    come out. `positions_run` counts, over all calls, the positions that
     one direction's steps have worked on, those included that only fill up a step.
     """
 
     name: str
     reason: str
+    advice: str
     dtype: torch.dtype
     positions_run: int
 

@@ -14,6 +14,7 @@ class ReferenceKernel:
     """Runs `BiLM.run_stacks`, in the element type of its weights."""
 
     name = "reference"
+    advice = ""
 
     def __init__(self, bilm: BiLM, reason: str) -> None:
         """Take the model whose modules do the work."""

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +23,14 @@ from elmo_model.bilm import BiLM
 from elmo_model.errors import DeviceError
 from elmo_model.kernels.char_cpu import CpuCharCnn
 from elmo_model.kernels.char_gpu import GpuCharCnn
-from elmo_model.kernels.cpu import CpuKernel, CpuLayer
-from elmo_model.kernels.cpu_layer import FloatLayer
+from elmo_model.kernels.cpu import CpuKernel
+from elmo_model.kernels.cpu_layer import CpuLayer, StepArithmetic
+from elmo_model.kernels.float_step import FloatArithmetic
 from elmo_model.kernels.gpu import GpuKernel, build_gpu_kernel
-from elmo_model.kernels.int8_layer import Int8Layer
+from elmo_model.kernels.int8_step import Int8Arithmetic
 from elmo_model.kernels.native import NativeCode, load
 from elmo_model.kernels.packed_linear import can_pack, can_quantise
+from elmo_model.kernels.processor import has_fast_bfloat16
 from elmo_model.kernels.protocol import StackKernel
 from elmo_model.kernels.reference import ReferenceKernel
 from elmo_model.kernels.workers import Workers
@@ -97,15 +99,14 @@ def _select_stack(
             layer.to(device=device, dtype=dtype)
         return ReferenceKernel(bilm, reason)
     native = load()
-    layers = [
-        [
-            FloatLayer(layer, dtype, native, reads_words=place == 0)
-            for place, layer in enumerate(stack)
-        ]
-        for stack in _stacks(bilm)
-    ]
     products = "packed products" if can_pack(dtype) else "plain products, torch packs none here"
-    return _cpu_kernel(bilm, layers, workers, f"{products}; {_cell(native)}")
+    return _cpu_kernel(
+        bilm,
+        lambda layer, place: FloatArithmetic(layer, dtype, native, reads_words=place == 0),
+        workers,
+        f"{products}; {_cell(native)}",
+        _advice(native, dtype),
+    )
 
 
 def _int8_kernel(bilm: BiLM, device: torch.device, workers: Workers) -> StackKernel:
@@ -114,28 +115,36 @@ def _int8_kernel(bilm: BiLM, device: torch.device, workers: Workers) -> StackKer
     if not bilm.options.lstm.has_projection:
         raise DeviceError("dtype: int8 needs a model with a projection; use float32")
     native = load()
-    if native.library is None or not can_quantise():
-        missing = native.reason if native.library is None else "torch has no int8 product here"
+    library = native.library
+    if library is None or not can_quantise():
+        missing = native.reason if library is None else "torch has no int8 product here"
         raise DeviceError(f"dtype: int8 is not available: {missing}; use float32 or bfloat16")
-    layers = [
-        [
-            Int8Layer(layer, native.library, reads_words=place == 0)
-            for place, layer in enumerate(stack)
-        ]
-        for stack in _stacks(bilm)
-    ]
-    return _cpu_kernel(bilm, layers, workers, f"int8 products; {_cell(native)}")
+    return _cpu_kernel(
+        bilm,
+        lambda layer, place: Int8Arithmetic(layer, library, reads_words=place == 0),
+        workers,
+        f"int8 products; {_cell(native)}",
+        "",
+    )
 
 
 def _cpu_kernel(
-    bilm: BiLM, layers: Sequence[Sequence[CpuLayer]], workers: Workers, reason: str
+    bilm: BiLM,
+    arithmetic: Callable[[LstmLayer, int], StepArithmetic],
+    workers: Workers,
+    reason: str,
+    advice: str,
 ) -> CpuKernel:
     return CpuKernel(
-        layers,
+        [
+            [CpuLayer(arithmetic(layer, place)) for place, layer in enumerate(stack)]
+            for stack in _stacks(bilm)
+        ],
         adds_input=bilm.options.lstm.use_skip_connections,
         workers=workers,
         name="cpu",
         reason=f"{reason}; {workers.num_threads} threads",
+        advice=advice,
     )
 
 
@@ -144,6 +153,14 @@ def _cell(native: NativeCode) -> str:
     return f"fused cell {where} ({native.reason})"
 
 
+def _advice(native: NativeCode, dtype: torch.dtype) -> str:
+    if dtype == torch.bfloat16 and not has_fast_bfloat16():
+        return "this processor does not multiply bfloat16 itself: float32 is faster here"
+    if native.library is None:
+        return f"the cell runs in torch, which is slower than in C: {native.reason}"
+    return ""
+
+
 def _stacks(bilm: BiLM) -> list[list[LstmLayer]]:
-    stacks = [bilm.forward_stack, bilm.backward_stack]
-    return [list(stack) for stack in stacks if stack is not None]  # type: ignore[arg-type]
+    stacks = [stack for stack in (bilm.forward_stack, bilm.backward_stack) if stack is not None]
+    return [[layer for layer in stack if isinstance(layer, LstmLayer)] for stack in stacks]

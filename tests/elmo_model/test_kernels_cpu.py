@@ -166,14 +166,47 @@ def test_a_folder_that_others_can_write_to_holds_no_code(tmp_path, monkeypatch):
     native.load.cache_clear()
     try:
         code = native.load()
-        assert code.library is None
+        assert code.library is not None
+        assert "for this process alone" in code.reason
         assert "must belong to this user and be writable by no other" in code.reason
+        assert not list(folder.iterdir())
         monkeypatch.setenv(native.CACHE_VARIABLE, str(tmp_path / "own"))
         native.load.cache_clear()
         assert native.load().library is not None
         assert [path.suffix for path in (tmp_path / "own").iterdir()] == [".so"]
     finally:
         native.load.cache_clear()
+
+
+@pytest.mark.compiler
+def test_without_a_home_the_code_is_built_for_the_process(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(native.Path, "home", no_home)
+    monkeypatch.delenv(native.CACHE_VARIABLE, raising=False)
+    native.load.cache_clear()
+    try:
+        code = native.load()
+        assert code.library is not None
+        assert "for this process alone: Could not determine home directory" in code.reason
+    finally:
+        native.load.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_what_is_no_number_is_seen_and_stays_in_its_own_sentence(dtype, tmp_path):
+    shape = next(name for name in SHAPES if name not in WITHOUT_PROJECTION)
+    encoder = encoder_of(tmp_path, shape, dtype)
+    expected = encoder.encode(SENTENCES).layers
+    # The first word of the last sentence, in the kept context-free vectors.
+    encoder._cache._table[encoder._cache._rows["über"], 1] = float("nan")
+    found = encoder.encode(SENTENCES).layers
+    assert torch.equal(found[:, :-1], expected[:, :-1])
+    forward, backward = found[1:, -1, : len(SENTENCES[-1])].chunk(2, dim=-1)
+    assert torch.isnan(forward).all()
+    assert torch.isnan(backward[:, 0]).all()
+    assert torch.isfinite(backward[:, 1:]).all()
 
 
 def test_a_compiler_that_fails_is_named_with_what_it_said(tmp_path, monkeypatch):

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from elmo_model import Encoder
 from elmo_model.encoder import LayerChoice
 from elmo_model.kernels.workers import Workers
+from pipeline.batch_sizes import MIN_WINDOW_TOKENS, TOKENS_PER_THREAD
 from pipeline.bucketing import SENTENCE_MARKS, batches, windows
-from pipeline.config import BatchConfig, TextConfig, VectorConfig
+from pipeline.config import TextConfig, VectorConfig
 from pipeline.elmo_vectors import ElmoVectors
 from pipeline.embed import token_window
 from pipeline.text import tokenise
@@ -36,7 +37,7 @@ SLACK = 1.03
 CHARACTER_SLACK = 1.35
 # Padding takes memory, but no products. At the default settings it is 6 % of this text.
 MAX_PADDED_SHARE = 0.08
-MAX_TOKENS = BatchConfig().max_tokens
+MAX_TOKENS = TOKENS_PER_THREAD
 
 OPTIONS = {
     "lstm": {**LSTM, "dim": 64, "projection_dim": 16},
@@ -161,7 +162,7 @@ def test_little_memory_goes_to_padding(documents):
     lengths_of_documents = documents["sentence_lengths"].to_pylist()
     tokens = np.array([sum(lengths) for lengths in lengths_of_documents])
     real = padded = 0
-    for window in windows(tokens, BatchConfig().window_tokens):
+    for window in windows(tokens, MIN_WINDOW_TOKENS):
         part = np.concatenate(lengths_of_documents[window])
         for rows in batches(part, MAX_TOKENS):
             real += int(part[rows].sum()) + SENTENCE_MARKS * len(rows)
