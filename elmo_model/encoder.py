@@ -22,6 +22,7 @@ from torch import Tensor
 from elmo_model.characters import SENTENCE_BEGIN, SENTENCE_END, CharacterEncoder
 from elmo_model.devices import select_device, select_dtype
 from elmo_model.directory import ModelFiles, load_directory, read_files
+from elmo_model.kernels.processor import processor_features, processor_name
 from elmo_model.kernels.selection import select_kernels
 from elmo_model.layer_choice import LAYER_NAMES, LayerChoice
 from elmo_model.packed_layers import PackedLayers, packed_index
@@ -32,6 +33,7 @@ from elmo_model.warm_start import WARM_START_TEXT
 from elmo_model.weights import build, weights_sha256
 from elmo_model.word_cache import WordCache
 from elmo_model.word_ids import WordIds
+from elmo_model.word_table import shared_word_table
 
 __all__ = ["LAYER_NAMES", "Encoder", "InitialState", "LayerActivations", "LayerChoice"]
 
@@ -80,12 +82,12 @@ class Encoder:
         if initial_state not in ("zero", "warm"):
             raise ValueError(f"initial_state must be zero or warm, got {initial_state!r}")
         self.device = select_device(device)
-        arithmetic = select_dtype(dtype, self.device)
+        self._arithmetic = select_dtype(dtype, self.device)
         self.options = files.options
         self.weights_sha256 = weights_sha256(files.state)
         self._word_ids = WordIds(files.words) if files.words is not None else None
         bilm = build(files.options, files.state).requires_grad_(False).eval()
-        kernels = select_kernels(bilm, self.device, arithmetic, torch.get_num_threads())
+        kernels = select_kernels(bilm, self.device, self._arithmetic, torch.get_num_threads())
         self.kernel, self._embed_ids = kernels.stack, kernels.embed
         self.dtype = self.kernel.dtype
         char_cnn = files.options.char_cnn
@@ -138,6 +140,36 @@ class Encoder:
     ) -> Encoder:
         """Load a model directory (directory.py); arguments and errors as in `from_files`."""
         return cls(load_directory(path), device=device, dtype=dtype, initial_state=initial_state)
+
+    def precompute(self, words: Sequence[str], folder: str | Path) -> None:
+        """Share the context-free vectors of a vocabulary with this machine's other processes.
+
+        They are made once, by the first process that asks, and mapped into memory from a file in
+        `folder`. No vector changes by it. Does nothing for a model with word input.
+
+        Args:
+            words: those to expect; others are spelled when they are met.
+            folder: a directory of this machine that only this user can write to.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        if self._spell is None:
+            return
+        made_by = "\n".join(
+            [
+                self.weights_sha256,
+                self.options.to_json(),
+                f"{self.kernel.name} {self._arithmetic}",
+                torch.__version__,
+                processor_name(),
+                *processor_features(),
+                torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "",
+            ]
+        )
+        width = self.options.lstm.projection_dim
+        table = shared_word_table(Path(folder), words, width, made_by, self._embed)
+        self._cache.precompute(table)
 
     @property
     def num_layers(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from elmo_model.upload import upload
+from elmo_model.word_table import WordTable
 
 _FIRST_ROWS = 1024
 
@@ -25,6 +26,7 @@ class WordCache:
     def __init__(self, embed: Callable[[Sequence[str]], Tensor], max_words: int) -> None:
         """Take the function that makes vectors (U, P) of U words, and the number to keep."""
         self._make = embed
+        self._precomputed: WordTable | None = None
         self.num_made = 0
         self._max_words = max_words
         self._rows: dict[str, int] = {}
@@ -37,8 +39,26 @@ class WordCache:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def precompute(self, table: WordTable) -> None:
+        """Take vectors that need not be made, nor kept here."""
+        self._precomputed = table
+
     def vectors(self, words: Sequence[str]) -> Tensor:
         """Vectors (U, P) of words, in their order; only words not kept are made."""
+        if self._precomputed is None:
+            return self._kept(words)
+        rows = [self._precomputed.row(word) for word in words]
+        others = self._kept([w for w, row in zip(words, rows, strict=True) if row is None])
+        found = torch.tensor([row is not None for row in rows], dtype=torch.bool)
+        index = torch.tensor([row for row in rows if row is not None], dtype=torch.int64)
+        vectors = others.new_empty(len(words), others.shape[1])
+        vectors[upload(found, others.device)] = upload(
+            self._precomputed.vectors_UP[index], others.device
+        )
+        vectors[upload(~found, others.device)] = others
+        return vectors
+
+    def _kept(self, words: Sequence[str]) -> Tensor:
         if not words:
             return self._embed(words)
         rows = self._rows

@@ -105,6 +105,11 @@ class ModelConfig(Section):
     vocabulary_file: str | None = Field(
         None, description="words of a released model with word input (no char_cnn)"
     )
+    precomputed_words_file: str | None = Field(
+        None,
+        description="a word a line: their context-free vectors are made once on each machine and "
+        "shared by its actors, which spell other words themselves",
+    )
     layers: str = Field(
         "average",
         description="all | top | average | mix, or word_emb | lstm_outputs1 | lstm_outputs2 | elmo",

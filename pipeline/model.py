@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,17 @@ from elmo_model.directory import ModelFiles, load_directory, read_files
 from elmo_model.encoder import Encoder, LayerChoice
 from elmo_model.options import ElmoOptions
 from elmo_model.weights import build, weights_sha256
+from elmo_model.word_ids import read_words
 from pipeline.backend import EncoderDescription, ModelLoader
 from pipeline.batch_sizes import batch_sizes
 from pipeline.config import EmbedConfig, ModelConfig, TextConfig, VectorConfig
 from pipeline.elmo_vectors import ElmoVectors, vector_columns
 from pipeline.errors import ConfigError
-from pipeline.model_files import local_copy
+from pipeline.model_files import local_copy, word_tables_directory
 from pipeline.snapshot.metadata import Snapshot
 from pipeline.text import tokenizer_fingerprint
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,20 @@ def load_encoder(config: ModelConfig) -> Encoder:
         ModelFileError, ConfigError, StorageError: as `load_files`.
         DeviceError: the device or its arithmetic is not available.
     """
-    return Encoder(
+    encoder = Encoder(
         load_files(config),
         device=config.device,
         dtype=config.dtype,
         initial_state=config.initial_state,
     )
+    if config.precomputed_words_file is not None:
+        words = read_words(local_copy(config.precomputed_words_file))
+        try:
+            encoder.precompute(words, word_tables_directory())
+        except OSError as error:
+            # It is only slower without: every process spells the words that it meets.
+            log.warning("model.precomputed_words_file is not used: %s", error)
+    return encoder
 
 
 def load_files(config: ModelConfig) -> ModelFiles:

@@ -54,6 +54,11 @@ def local_copy(url: str) -> Path:
     return target / name
 
 
+def word_tables_directory() -> Path:
+    """Where a machine's processes share the vectors of words."""
+    return _cache_directory().parent / "words"
+
+
 def _cache_directory() -> Path:
     configured = os.environ.get(CACHE_VARIABLE)
     return Path(configured) if configured else Path.home() / ".cache" / "elmo-nightly" / "models"
