@@ -75,6 +75,7 @@ class EmbedPass:
             for position in range(len(read.splits))
         ]
         with _data_context(config.run.no_progress_timeout_s):
+            readers = TaskPoolStrategy(size=min(self.allocation.num_readers, len(items)))
             dataset = ray.data.from_items(items, override_num_blocks=len(items))
             dataset = dataset.map_batches(
                 _reader(config, reads),
@@ -83,20 +84,22 @@ class EmbedPass:
                 # No CPU is reserved, so that reading never waits for one: where another run divides
                 # the cluster with this one, or a node was lost, the actors may hold all there are.
                 num_cpus=0,
-                compute=TaskPoolStrategy(size=min(self.allocation.num_readers, len(items))),
+                compute=readers,
             )
-            dataset = self._cut(dataset)
+            dataset = self._cut(dataset, readers)
             num_documents = sum(read.num_documents for read in reads)
             dataset = self._embedded(dataset, -(-num_documents // self.documents_per_block))
             yield from self._records(dataset, num_documents)
 
-    def _cut(self, documents: Dataset) -> Dataset:
-        """Cut the stream into blocks of `documents_per_block`."""
+    def _cut(self, documents: Dataset, readers: TaskPoolStrategy) -> Dataset:
+        """Cut what each reading task makes into blocks of at most `documents_per_block`."""
         documents = documents.repartition(target_num_rows_per_block=self.documents_per_block)
-        # This step only slices tables, but Ray reserves a whole CPU for it and offers no parameter;
-        # it would wait until one is free.
+        # This step only slices tables. Ray offers no parameters for what it reserves, a whole CPU,
+        # and for how often it runs; where both are those of the reading tasks, they do it
+        # themselves, and neither more processes nor a copy of the text are needed.
         step = documents._logical_plan.dag
         step.ray_remote_args["num_cpus"] = 0
+        object.__setattr__(step, "compute", readers)
         return documents
 
     def _records(self, embedded: Dataset, num_documents: int) -> Iterator[WorkerRecord]:
