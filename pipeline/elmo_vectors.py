@@ -6,6 +6,7 @@ put back in order. Only what will be written leaves the device.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elmo_model.devices import free_caches, is_out_of_memory
+from elmo_model.download import Download
 from elmo_model.encoder import Encoder, LayerChoice
-from elmo_model.packed_layers import PackedLayers
+from elmo_model.packed_layers import PackedLayers, to_device
 from pipeline import pooling
 from pipeline.config import VectorConfig
 from pipeline.token_budget import TokenBudget, first_line
@@ -74,7 +76,7 @@ class ElmoVectors:
     def _pooled_vectors(self, window: TokenWindow) -> NDArray[np.floating]:
         config = self._config
         device = self._encoder.device
-        lengths_S = torch.from_numpy(window.sentence_lengths).to(device)
+        lengths_S = to_device(window.sentence_lengths, device)
         partial_SKD: Tensor | None = None
 
         def reduce(rows_B: Index, packed: PackedLayers) -> None:
@@ -87,7 +89,7 @@ class ElmoVectors:
             if partial_SKD is None:
                 shape = (len(lengths_S), *reduced_BKD.shape[1:])
                 partial_SKD = torch.empty(shape, device=device)
-            partial_SKD[torch.from_numpy(rows_B).to(device)] = reduced_BKD
+            partial_SKD[to_device(rows_B, device)] = reduced_BKD
 
         self._encode(window, reduce)
         if partial_SKD is None:
@@ -95,37 +97,48 @@ class ElmoVectors:
         if config.level == "sentence":
             result = pooling.finish_sentences(partial_SKD, lengths_S, config.pooling)
         else:
-            sentences_N = torch.from_numpy(window.sentences_per_document).to(device)
+            sentences_N = to_device(window.sentences_per_document, device)
             result = pooling.finish_documents(partial_SKD, lengths_S, sentences_N, config.pooling)
-        return self._to_stored(result)
+        return self._to_stored(result).result()
 
     def _token_vectors(self, window: TokenWindow) -> NDArray[np.floating]:
         starts_S = np.cumsum(window.sentence_lengths) - window.sentence_lengths
         result: NDArray[np.floating] | None = None
+        # From a GPU a batch's vectors travel while the next one is made.
+        waiting = 0 if self._encoder.device.type == "cpu" else 1
+        travelling: deque[tuple[Index, Download]] = deque()
+
+        def arrive(at_most: int) -> None:
+            nonlocal result
+            while len(travelling) > at_most:
+                places_M, download = travelling.popleft()
+                stored = download.result()
+                if result is None:
+                    result = np.empty((len(window.word_ids), *stored.shape[1:]), stored.dtype)
+                result[places_M] = stored
 
         def store(rows_B: Index, packed: PackedLayers) -> None:
-            nonlocal result
             lengths_B = window.sentence_lengths[rows_B]
             firsts_B = np.cumsum(lengths_B) - lengths_B
             parts = []
             for tokens_MKP, row_M, time_M in self._chosen(packed):
                 # Rows and times in the batch's order, the same for both directions.
                 order_M = np.argsort(firsts_B[row_M] + time_M)
-                parts.append(tokens_MKP[torch.from_numpy(order_M).to(tokens_MKP.device)])
-            stored = self._to_stored(torch.cat(parts, 2))
-            if result is None:
-                result = np.empty((len(window.word_ids), *stored.shape[1:]), stored.dtype)
-            places_M = np.arange(len(stored)) - np.repeat(firsts_B - starts_S[rows_B], lengths_B)
-            result[places_M] = stored
+                parts.append(tokens_MKP[to_device(order_M, tokens_MKP.device)])
+            num_tokens = int(lengths_B.sum())
+            places_M = np.arange(num_tokens) - np.repeat(firsts_B - starts_S[rows_B], lengths_B)
+            travelling.append((places_M, self._to_stored(torch.cat(parts, 2))))
+            arrive(at_most=waiting)
 
         self._encode(window, store)
+        arrive(at_most=0)
         return self._empty() if result is None else result
 
     def _chosen(self, packed: PackedLayers) -> Iterator[tuple[Tensor, Index, Index]]:
         """The chosen layers (M, K, P) of each direction's tokens, with their rows and times."""
         for direction in range(self._choice.directions):
             kept_M, row_M, time_M = packed.kept(direction, keep_marks=False)
-            source_M = torch.from_numpy(kept_M).to(self._encoder.device)
+            source_M = to_device(kept_M, self._encoder.device)
             yield packed.combine(self._choice, direction, source_M), row_M, time_M
 
     def _encode(self, window: TokenWindow, take: Callable[[Index, PackedLayers], None]) -> None:
@@ -153,11 +166,10 @@ class ElmoVectors:
             self.counts.made_words += encoder.num_words_made - words_before
             self.counts.padded_tokens += encoder.kernel.positions_run - positions_before
 
-    def _to_stored(self, vectors: Tensor) -> NDArray[np.floating]:
+    def _to_stored(self, vectors: Tensor) -> Download:
         if self._config.normalize:
             vectors = pooling.normalize(vectors.float())
-        stored: NDArray[np.floating] = vectors.to(TORCH_DTYPES[self._config.dtype]).cpu().numpy()
-        return stored
+        return Download(vectors.to(TORCH_DTYPES[self._config.dtype]))
 
     def _empty(self) -> NDArray[np.floating]:
         shape = (0, len(self.vector_columns), self.dim)

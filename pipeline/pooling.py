@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from elmo_model.packed_layers import to_device
+
 Index = NDArray[np.int64]
 
 
@@ -34,11 +36,10 @@ def reduce_tokens(
     device = tokens_MKP.device
     if pooling == "first":
         firsts_B = order_M[np.cumsum(lengths_B) - lengths_B]
-        return tokens_MKP[torch.from_numpy(firsts_B).to(device)].float()
-    sorted_MKP = tokens_MKP[torch.from_numpy(order_M).to(device)].float()
+        return tokens_MKP[to_device(firsts_B, device)].float()
+    sorted_MKP = tokens_MKP[to_device(order_M, device)].float()
     reduction = "max" if pooling == "max" else "sum"
-    lengths = torch.from_numpy(lengths_B).to(device)
-    return torch.segment_reduce(sorted_MKP, reduction, lengths=lengths, axis=0)
+    return _reduce_segments(sorted_MKP, to_device(lengths_B, device), reduction)
 
 
 def finish_sentences(partial_SKD: Tensor, lengths_S: Tensor, pooling: str) -> Tensor:
@@ -67,11 +68,16 @@ def finish_documents(
     if pooling == "first":
         return partial_SKD[torch.cumsum(sentences_N, 0) - sentences_N]
     reduction = "max" if pooling == "max" else "sum"
-    reduced_NKD = torch.segment_reduce(partial_SKD, reduction, lengths=sentences_N, axis=0)
+    reduced_NKD = _reduce_segments(partial_SKD, sentences_N, reduction)
     if pooling == "max":
         return reduced_NKD
-    tokens_N = torch.segment_reduce(lengths_S.float(), "sum", lengths=sentences_N)
+    tokens_N = _reduce_segments(lengths_S.float(), sentences_N, "sum")
     return reduced_NKD / tokens_N[:, None, None]
+
+
+def _reduce_segments(values: Tensor, lengths: Tensor, reduction: str) -> Tensor:
+    # `unsafe` leaves out a check that the lengths add up, for which the host would wait for a GPU.
+    return torch.segment_reduce(values, reduction, lengths=lengths, axis=0, unsafe=True)
 
 
 def normalize(vectors: Tensor) -> Tensor:
