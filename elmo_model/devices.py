@@ -16,11 +16,14 @@ _OUT_OF_MEMORY = re.compile(
     r"could not create a (memory object|primitive)|unable to mmap|Cannot allocate memory"
 )
 
-# float64 is for judging the others, int8 means quantised weights.
+# float64 is for judging the others, int8 means quantised weights, and tf32 float32 whose products
+# round what they multiply to 11 bits.
+TF32 = "tf32"
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    TF32: torch.float32,
     "int8": torch.int8,
     "float64": torch.float64,
 }
@@ -61,6 +64,8 @@ def select_dtype(name: str, device: torch.device) -> torch.dtype:
     dtype = DTYPES[name]
     if dtype == torch.int8:
         return dtype
+    if name == TF32 and device.type != "cuda":
+        raise DeviceError(f"dtype: tf32 is arithmetic of GPUs, not of {device}; use float32")
     probe = torch.ones(4, 4, dtype=dtype, device=device)
     try:
         torch.addmm(probe, probe, probe)

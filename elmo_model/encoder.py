@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elmo_model.characters import SENTENCE_BEGIN, SENTENCE_END, CharacterEncoder
-from elmo_model.devices import select_device, select_dtype
+from elmo_model.devices import TF32, select_device, select_dtype
 from elmo_model.directory import ModelFiles, load_directory, read_files
 from elmo_model.kernels.processor import processor_features, processor_name
 from elmo_model.kernels.selection import select_kernels
@@ -87,7 +87,9 @@ class Encoder:
         self.weights_sha256 = weights_sha256(files.state)
         self._word_ids = WordIds(files.words) if files.words is not None else None
         bilm = build(files.options, files.state).requires_grad_(False).eval()
-        kernels = select_kernels(bilm, self.device, self._arithmetic, torch.get_num_threads())
+        kernels = select_kernels(
+            bilm, self.device, self._arithmetic, torch.get_num_threads(), tf32=dtype == TF32
+        )
         self.kernel, self._embed_ids = kernels.stack, kernels.embed
         self.dtype = self.kernel.dtype
         char_cnn = files.options.char_cnn
@@ -114,9 +116,9 @@ class Encoder:
             options_file: options.json.
             weights_file: its weights: HDF5, or safetensors of ours or of AllenNLP's module.
             device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-            dtype: arithmetic of the LSTMs: `float32`, `bfloat16`, `float16`, `int8` (weights and
-                what they are multiplied with, on the CPU) or `float64` (to judge the others). The
-                cell state is never less than float32.
+            dtype: arithmetic of the LSTMs: `float32`, `bfloat16`, `float16`, `tf32` (on a GPU),
+                `int8` (weights and what they are multiplied with, on the CPU) or `float64` (to
+                judge the others). The cell state is never less than float32.
             initial_state: `zero`, or `warm` for the state after `warm_start.WARM_START_TEXT`.
             vocabulary_file: words of a word-input model, or of `token_embeddings_file`.
             token_embeddings_file: context-free vectors dumped from a character model, in the place

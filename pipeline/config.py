@@ -124,8 +124,8 @@ class ModelConfig(Section):
         "after a fixed documented text",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: Literal["float32", "bfloat16", "float16", "int8"] = Field(
-        "float32", description="arithmetic of the biLM"
+    dtype: Literal["float32", "tf32", "bfloat16", "float16", "int8"] = Field(
+        "float32", description="arithmetic of the biLM; tf32 on a GPU only, int8 on a CPU only"
     )
 
     @model_validator(mode="after")

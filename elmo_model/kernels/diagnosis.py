@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from elmo_model.bilm import BiLM
-from elmo_model.devices import select_device, select_dtype
+from elmo_model.devices import TF32, select_device, select_dtype
 from elmo_model.errors import ElmoError
 from elmo_model.kernels.native import load
 from elmo_model.kernels.packed_linear import can_pack, can_quantise
@@ -31,7 +31,7 @@ from elmo_model.state import BiLMState
 
 # Those that some kernel of ours is made for; others would be waited for too long.
 CPU_ARITHMETICS = ("float32", "bfloat16", "int8")
-GPU_ARITHMETICS = ("float32", "float16", "bfloat16")
+GPU_ARITHMETICS = ("float32", "tf32", "float16", "bfloat16")
 # One in this many words of a batch is new to it: about what English text has.
 _WORDS_PER_TYPE = 4
 _NUM_ROWS, _NUM_STEPS, _REPEATS = 64, 8, 3
@@ -101,7 +101,7 @@ def measure_kernel(
         place = select_device(device)
         dtype = select_dtype(arithmetic, place)
         bilm = BiLM(replace(options, char_cnn=None), num_words=2).requires_grad_(False)
-        kernel = select_kernels(bilm, place, dtype, num_threads).stack
+        kernel = select_kernels(bilm, place, dtype, num_threads, tf32=arithmetic == TF32).stack
     except ElmoError as error:
         return KernelReport(arithmetic, None, str(error), None)
     generator = torch.Generator().manual_seed(1)

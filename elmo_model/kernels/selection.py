@@ -4,7 +4,7 @@
 |---|---|---|
 | CPU | float32, bfloat16 | `cpu`: packed products; fused cell in C, or in torch without compiler |
 | CPU | int8 | `cpu`, only with a compiler and torch's int8 product |
-| CUDA | float32, float16, bfloat16 | `gpu`: both directions at once, pointwise part in Triton |
+| CUDA | float32, tf32, float16, bfloat16 | `gpu`: both directions at once, Triton between products |
 | any | float64, and float16 on the CPU | `reference` |
 
 `ELMO_KERNEL=reference` takes the reference wherever it can do the arithmetic, to compare with.
@@ -55,7 +55,12 @@ class Kernels:
 
 
 def select_kernels(
-    bilm: BiLM, device: torch.device, dtype: torch.dtype, num_threads: int
+    bilm: BiLM,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_threads: int,
+    *,
+    tf32: bool = False,
 ) -> Kernels:
     """The fastest kernels for a model on a device.
 
@@ -64,12 +69,13 @@ def select_kernels(
         device: where to run.
         dtype: arithmetic of the LSTMs; torch.int8 for quantised weights.
         num_threads: cores to use on the CPU.
+        tf32: let a GPU's float32 products round what they multiply to 11 bits.
 
     Raises:
         DeviceError: int8 where it is not available.
     """
     workers = Workers(num_threads)
-    stack = _select_stack(bilm, device, dtype, workers)
+    stack = _select_stack(bilm, device, dtype, workers, tf32=tf32)
     embedding = bilm.token_embedding.to(device=device, dtype=cell_dtype(dtype))
     if isinstance(embedding, TokenEmbedding):
         return Kernels(stack, lambda ids_N: embedding(upload(ids_N, device), shifted=False))
@@ -82,13 +88,13 @@ def select_kernels(
 
 
 def _select_stack(
-    bilm: BiLM, device: torch.device, dtype: torch.dtype, workers: Workers
+    bilm: BiLM, device: torch.device, dtype: torch.dtype, workers: Workers, *, tf32: bool
 ) -> StackKernel:
     if dtype == torch.int8:
         return _int8_kernel(bilm, device, workers)
     forced = os.environ.get(KERNEL_VARIABLE) == "reference"
     if not forced and device.type == "cuda" and dtype != torch.float64:
-        return build_gpu_kernel(bilm, dtype, device)
+        return build_gpu_kernel(bilm, dtype, device, tf32=tf32)
     if forced or device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         reason = (
             f"{KERNEL_VARIABLE} says so"

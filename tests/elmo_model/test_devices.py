@@ -31,9 +31,14 @@ def test_a_cuda_device_that_is_not_there_is_refused():
 
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(
-        DeviceError, match="expected float32, bfloat16, float16, int8, float64, found 'int4'"
+        DeviceError, match="expected float32, bfloat16, float16, tf32, int8, float64, found 'int4'"
     ):
         select_dtype("int4", torch.device("cpu"))
+
+
+def test_arithmetic_of_gpus_is_refused_on_a_cpu():
+    with pytest.raises(DeviceError, match="tf32 is arithmetic of GPUs, not of cpu; use float32"):
+        select_dtype("tf32", torch.device("cpu"))
 
 
 def test_arithmetic_that_the_device_lacks_is_explained(monkeypatch):
