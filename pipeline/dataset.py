@@ -52,12 +52,14 @@ MEASURED_TOKENS = 5_000
 class EmbedPass:
     """One pass over the selected documents.
 
-    `documents_per_block` is what one call of an actor embeds.
+    `documents_per_block` is what one call of an actor embeds, `num_readers` how many tasks read and
+    tokenise at once.
     """
 
     spec: WorkerSpec
     allocation: Allocation
     documents_per_block: int
+    num_readers: int
 
     def run(self, reads: Sequence[PlannedRead]) -> Iterator[WorkerRecord]:
         """Embed the planned documents; yields what each actor call wrote, as it finishes.
@@ -75,7 +77,7 @@ class EmbedPass:
             for position in range(len(read.splits))
         ]
         with _data_context(config.run.no_progress_timeout_s):
-            readers = TaskPoolStrategy(size=min(self.allocation.num_readers, len(items)))
+            readers = TaskPoolStrategy(size=min(self.num_readers, len(items)))
             dataset = ray.data.from_items(items, override_num_blocks=len(items))
             dataset = dataset.map_batches(
                 _reader(config, reads),

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 TOKENS_PER_CPU_TASK = 200_000
 TOKENS_PER_GPU_TASK = 8_000_000
 TASKS_PER_ACTOR = 4
+TOKENS_PER_READER = 1_000_000
 # A few new documents are not worth a task, and a file, each.
 MIN_TOKENS_PER_TASK = 5_000
 MAX_DOCUMENTS_PER_TASK = 50_000
@@ -237,6 +238,16 @@ def documents_per_task(prepared: PreparedRun) -> int:
     at_least = math.ceil(MIN_TOKENS_PER_TASK * documents_per_token)
     at_most = min(math.ceil(budget * documents_per_token), MAX_DOCUMENTS_PER_TASK)
     return max(1, min(max(by_actors, at_least), at_most, plan.num_selected))
+
+
+def readers(prepared: PreparedRun) -> int:
+    """Reading tasks to run at once: each costs the start of a process, which little text is not
+    worth.
+    """
+    plan, allocation = prepared.plan, prepared.allocation
+    if plan is None or allocation is None:
+        return 1
+    return max(1, min(allocation.num_readers, -(-plan.estimated_tokens // TOKENS_PER_READER)))
 
 
 def worker_spec(prepared: PreparedRun) -> WorkerSpec:

@@ -20,6 +20,7 @@ from pipeline.prepare import (
     PreparedRun,
     documents_per_task,
     prepare,
+    readers,
     schema_hash,
     worker_spec,
 )
@@ -171,7 +172,9 @@ def _embed(
 ) -> list[WorkerRecord]:
     if not plan.num_selected:
         return []
-    embed_pass = dataset.EmbedPass(worker_spec(prepared), allocation, documents_per_task(prepared))
+    embed_pass = dataset.EmbedPass(
+        worker_spec(prepared), allocation, documents_per_task(prepared), readers(prepared)
+    )
     records: list[WorkerRecord] = []
     documents = tokens = 0
     for record in embed_pass.run(plan.reads):
