@@ -241,9 +241,7 @@ def documents_per_task(prepared: PreparedRun) -> int:
 
 
 def readers(prepared: PreparedRun) -> int:
-    """Reading tasks to run at once: each costs the start of a process, which little text is not
-    worth.
-    """
+    """Reading tasks to run at once; little text is not worth the start of many processes."""
     plan, allocation = prepared.plan, prepared.allocation
     if plan is None or allocation is None:
         return 1
