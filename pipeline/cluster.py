@@ -38,6 +38,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, PipelineError
 
 READERS_PER_NODE = 4
+MAX_DEFAULT_CPUS = 4
 _connected_here = False
 # What is quoted of Ray's messages, which go on with advice about Ray.
 MESSAGE_LINES = 3
@@ -138,56 +139,73 @@ def allocate(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
 
     On CPUs, one actor runs per `cpus_per_actor` cores, and what it reserves is scaled down so that
     one core of each node stays free in Ray's books for reading: the operating system shares the
-    cores, Ray's accounting does not have to.
+    cores, Ray's accounting does not have to. By default an actor has up to MAX_DEFAULT_CPUS threads
+    and reserves half of that: a second run at the same time then finds a place.
 
     Raises:
         ClusterError: says what was asked for, what the cluster has, and what to change.
     """
     if config.gpus_per_actor:
         return _allocate_gpus(config, cluster)
-    threads = max(1, int(config.cpus_per_actor))
-    usable = [node for node in cluster if node.num_cpus >= config.cpus_per_actor]
+    cpus = config.cpus_per_actor or _default_cpus(config, cluster)
+    threads = max(1, int(cpus))
+    usable = [node for node in cluster if node.num_cpus >= cpus]
     if not usable:
         raise ClusterError(
-            f"an actor asks for {config.cpus_per_actor:g} CPUs, but the largest node has "
+            f"an actor asks for {cpus:g} CPUs, but the largest node has "
             f"{max((node.num_cpus for node in cluster), default=0):g}: lower run.cpus_per_actor"
         )
-    fitting = sum(int(node.num_cpus // config.cpus_per_actor) for node in usable)
+    fitting = sum(int(node.num_cpus // cpus) for node in usable)
     num_actors = config.num_actors or fitting
     if num_actors > fitting:
         raise ClusterError(
-            f"run.num_actors = {num_actors} actors of {config.cpus_per_actor:g} CPUs do not fit: "
+            f"run.num_actors = {num_actors} actors of {cpus:g} CPUs do not fit: "
             f"the cluster's {len(cluster)} nodes hold {fitting}; ask for fewer or add nodes"
         )
     smallest = min(node.num_cpus for node in usable)
-    per_node = int(smallest // config.cpus_per_actor)
+    per_node = int(smallest // cpus)
     spare = 1.0 if smallest > 1 else 0.5
-    # Rounded down, or the actors together would reserve what the reader needs.
-    reserved = math.floor((smallest - spare) / per_node * 1000) / 1000
+    reserved = min((smallest - spare) / per_node, cpus)
+    if config.cpus_per_actor is None and threads > 1:
+        reserved /= 2
     # Several readers share the spare core: they wait for the store as much as they compute, and
     # a cheap model should not have to wait for one of them.
     num_readers = READERS_PER_NODE * len(usable)
-    return Allocation(num_actors, min(reserved, config.cpus_per_actor), 0.0, threads, num_readers)
+    # Rounded down, or the actors together would reserve what the reader needs.
+    reserved = math.floor(reserved * 1000) / 1000
+    return Allocation(num_actors, reserved, 0.0, threads, num_readers)
+
+
+def _default_cpus(config: RunConfig, cluster: list[NodeResources]) -> int:
+    """CPUs of an actor that leave no core of the smallest node without one.
+
+    Threads of one actor share its weights, its words and the seconds that its start takes.
+    """
+    cores = min((int(node.num_cpus) for node in cluster if node.num_cpus >= 1), default=1)
+    cpus = cores // math.ceil(cores / MAX_DEFAULT_CPUS)
+    if config.num_actors is not None:
+        while cpus > 1 and sum(node.num_cpus // cpus for node in cluster) < config.num_actors:
+            cpus -= 1
+    return cpus
 
 
 def _allocate_gpus(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
-    fitting = sum(int(node.num_gpus // config.gpus_per_actor) for node in cluster)
+    cpus, gpus = config.cpus_per_actor or 1.0, config.gpus_per_actor
+    fitting = sum(int(node.num_gpus // gpus) for node in cluster)
     num_actors = config.num_actors or fitting
     if not fitting or num_actors > fitting:
         raise ClusterError(
-            f"{num_actors or 'embedding'} actors of {config.gpus_per_actor:g} GPU do not fit: the "
+            f"{num_actors or 'embedding'} actors of {gpus:g} GPU do not fit: the "
             f"cluster's {len(cluster)} nodes hold {fitting}; lower run.num_actors, add GPU nodes, "
             "or set run.gpus_per_actor to 0 to embed on CPUs"
         )
-    spare = sum(node.num_cpus for node in cluster) - num_actors * config.cpus_per_actor
+    spare = sum(node.num_cpus for node in cluster) - num_actors * cpus
     if spare < 1:
         raise ClusterError(
             f"{num_actors} GPU actors reserve all of the cluster's CPUs and leave none to read "
-            f"the corpus: lower run.cpus_per_actor (now {config.cpus_per_actor:g}) or add CPU nodes"
+            f"the corpus: lower run.cpus_per_actor (now {cpus:g}) or add CPU nodes"
         )
-    threads = max(1, int(config.cpus_per_actor))
-    cpus, gpus = config.cpus_per_actor, config.gpus_per_actor
-    return Allocation(num_actors, cpus, gpus, threads, num_readers=int(spare))
+    return Allocation(num_actors, cpus, gpus, max(1, int(cpus)), num_readers=int(spare))
 
 
 @contextlib.contextmanager

@@ -200,8 +200,11 @@ class RunConfig(Section):
     num_actors: int | None = Field(
         None, gt=0, description="embedding actors; null takes what the cluster holds"
     )
-    cpus_per_actor: float = Field(
-        1.0, gt=0, description="CPUs an actor reserves; also its torch threads"
+    cpus_per_actor: float | None = Field(
+        None,
+        gt=0,
+        description="CPUs an actor reserves; also its threads. Default: 1 beside a GPU; else a "
+        "node's cores in shares of up to 4, half of them reserved, so that another run fits in",
     )
     gpus_per_actor: float = Field(0.0, ge=0, description="GPUs an actor reserves")
     documents_per_task: int | None = Field(

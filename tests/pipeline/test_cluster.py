@@ -13,11 +13,33 @@ def node(cpus, gpus=0.0):
 
 @pytest.mark.parametrize("cores", [1, 2, 4, 16, 64])
 def test_all_cores_embed_and_a_reading_task_still_fits(cores):
-    found = allocate(RunConfig(), [node(cores)])
+    found = allocate(RunConfig(cpus_per_actor=1), [node(cores)])
     assert found.num_actors == cores
     assert found.num_actors * found.actor_cpus + 0.5 <= cores
     assert found.num_readers == 4
     assert found.threads_per_actor == 1
+
+
+@pytest.mark.parametrize(
+    ("cores", "actors", "threads"),
+    [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 4), (6, 2, 3), (7, 2, 3), (16, 4, 4), (64, 16, 4)],
+)
+def test_by_default_few_actors_of_several_threads_take_all_cores(cores, actors, threads):
+    found = allocate(RunConfig(), [node(cores), node(cores)])
+    assert (found.num_actors, found.threads_per_actor) == (2 * actors, threads)
+
+
+@pytest.mark.parametrize("cores", [2, 4, 6, 16, 64])
+def test_by_default_two_runs_at_once_find_a_place(cores):
+    found = allocate(RunConfig(), [node(cores)])
+    assert 2 * found.num_actors * found.actor_cpus <= cores - 0.5
+
+
+def test_the_cores_are_shared_out_among_as_many_actors_as_are_asked_for():
+    assert allocate(RunConfig(num_actors=2), [node(4)]).threads_per_actor == 2
+    assert allocate(RunConfig(num_actors=3), [node(4)]).threads_per_actor == 1
+    assert allocate(RunConfig(num_actors=1), [node(64)]).threads_per_actor == 4
+    assert allocate(RunConfig(num_actors=3), [node(4), node(4)]).threads_per_actor == 2
 
 
 def test_actors_with_several_threads_share_the_cores():
@@ -34,7 +56,8 @@ def test_a_gpu_cluster_gets_one_actor_a_gpu():
 
 
 def test_a_head_without_cpus_is_no_place_for_actors():
-    assert allocate(RunConfig(), [node(0), node(4)]).num_actors == 4
+    found = allocate(RunConfig(), [node(0), node(4)])
+    assert (found.num_actors, found.threads_per_actor) == (1, 4)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +69,7 @@ def test_a_head_without_cpus_is_no_place_for_actors():
         (RunConfig(gpus_per_actor=1, num_actors=3), [node(8, 2)], "hold 2"),
         (RunConfig(gpus_per_actor=0.5), [node(2, 1)], "none to read"),
         (RunConfig(), [], "largest node has 0"),
+        (RunConfig(num_actors=9), [node(4), node(4)], "actors of 1 CPUs do not fit"),
     ],
 )
 def test_what_does_not_fit_is_an_error_that_says_what_to_change(config, cluster, message):
