@@ -26,12 +26,14 @@ os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 os.environ.setdefault(
     "RAY_DEDUP_LOGS_SKIP_REGEX",
     "A worker died or was killed while executing|has been marked dead because|"
+    "There are infinite retries remaining|"
     "Workers \\(tasks / actors\\) killed due to memory pressure",
 )
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from elmo_model import errors as model_errors
 from elmo_model.errors import ElmoError
 from pipeline import errors
 from pipeline.config import RunConfig
@@ -42,6 +44,7 @@ MAX_DEFAULT_CPUS = 4
 _connected_here = False
 # What is quoted of Ray's messages, which go on with advice about Ray.
 MESSAGE_LINES = 3
+_OUR_ERROR = r"(pipeline|elmo_model)\.errors\.(\w+): (.*)"
 MESSAGE_CHARACTERS = 300
 
 
@@ -190,7 +193,7 @@ def _default_cpus(config: RunConfig, cluster: list[NodeResources]) -> int:
 
 
 def _allocate_gpus(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
-    cpus, gpus = config.cpus_per_actor or 1.0, config.gpus_per_actor
+    cpus, gpus = config.cpus_per_actor or 1.0, config.gpus_per_actor or 1.0
     fitting = sum(int(node.num_gpus // gpus) for node in cluster)
     num_actors = config.num_actors or fitting
     if not fitting or num_actors > fitting:
@@ -236,27 +239,31 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-def _from_traceback(error: BaseException) -> PipelineError | None:
+def _ours(module: str, name: str, message: str) -> PipelineError | ElmoError | None:
+    """An error of ours by its name in a traceback; None if there is no such class."""
+    kind = getattr(model_errors if module == "elmo_model" else errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, (PipelineError, ElmoError)):
+        return kind(message)
+    return None
+
+
+def _from_traceback(error: BaseException) -> PipelineError | ElmoError | None:
     """What a task raised, from the text of its traceback: Ray Data's error may lose its cause."""
     if not isinstance(error, RayTaskError):
         return None
-    raised = re.findall(r"^\s*pipeline\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
-    if not raised:
-        return None
-    name, message = raised[-1]
-    kind = getattr(errors, name, None)
-    return kind(message) if isinstance(kind, type) and issubclass(kind, PipelineError) else None
+    raised = re.findall(rf"^\s*{_OUR_ERROR}$", str(error), re.MULTILINE)
+    return _ours(*raised[-1]) if raised else None
 
 
-def _from_text(error: BaseException) -> PipelineError:
+def _from_text(error: BaseException) -> PipelineError | ElmoError:
     """The error that is only left as text: what an actor raised at its start is its last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     raised = isinstance(error, RayActorError) and error.actor_init_failed
     line = lines[-1] if raised else " ".join(lines[:MESSAGE_LINES])[:MESSAGE_CHARACTERS]
-    match = re.fullmatch(r"pipeline\.errors\.(\w+): (.*)", line)
-    kind = getattr(errors, match[1], None) if match else None
-    if match and isinstance(kind, type) and issubclass(kind, PipelineError):
-        return kind(match[2])
+    match = re.fullmatch(_OUR_ERROR, line)
+    ours = _ours(*match.groups()) if match else None
+    if ours is not None:
+        return ours
     what = "an actor could not start" if raised else type(error).__name__
     return ClusterError(
         f"the run failed in Ray: {what}: {line}. Nothing was committed, and what was recorded is "

@@ -128,6 +128,16 @@ class ModelConfig(Section):
         "float32", description="arithmetic of the biLM; tf32 on a GPU only, int8 on a CPU only"
     )
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it is configured for a GPU and nothing else."""
+        return self.dtype == "tf32" or self.device.startswith("cuda")
+
+    @property
+    def needs_cpu(self) -> bool:
+        """Whether it is configured for a CPU and nothing else."""
+        return self.dtype == "int8" or self.device == "cpu"
+
     @model_validator(mode="after")
     def _one_model(self) -> ModelConfig:
         files = (self.options_file, self.weights_file)
@@ -206,7 +216,12 @@ class RunConfig(Section):
         description="CPUs an actor reserves; also its threads. Default: 1 beside a GPU; else a "
         "node's cores in shares of up to 4, half of them reserved, so that another run fits in",
     )
-    gpus_per_actor: float = Field(0.0, ge=0, description="GPUs an actor reserves")
+    gpus_per_actor: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs an actor reserves; default: 1 where the cluster holds GPUs and the model "
+        "can use them, else 0",
+    )
     documents_per_task: int | None = Field(
         None, gt=0, description="documents in one call of an actor; null lets the plan choose"
     )
@@ -274,6 +289,24 @@ class EmbedConfig(Section):
         both = set(source.partition_columns) & set(source.carry_columns)
         if both:
             raise ValueError(f"source: {sorted(both)} both partition the output and are carried")
+        return self
+
+    @model_validator(mode="after")
+    def _actors_have_what_the_model_needs(self) -> EmbedConfig:
+        # Said here, before actors are started that cannot load it.
+        model, gpus = self.model, self.run.gpus_per_actor
+        if gpus == 0 and model.needs_gpu:
+            what = "dtype: tf32" if model.dtype == "tf32" else f"device: {model.device}"
+            raise ValueError(
+                f"model.{what} needs a GPU, but run.gpus_per_actor is 0: set it to 1, or take "
+                "another"
+            )
+        if gpus and model.needs_cpu:
+            what = "dtype: int8" if model.dtype == "int8" else "device: cpu"
+            raise ValueError(
+                f"model.{what} runs on a CPU, but run.gpus_per_actor is {gpus:g}: set it to 0, or "
+                "take another"
+            )
         return self
 
 

@@ -23,6 +23,7 @@ from pipeline.cluster import Allocation
 from pipeline.compare import KnownFiles
 from pipeline.config import EmbedConfig
 from pipeline.errors import ConfigError, EmptySourceError, SourceError
+from pipeline.gpus import with_gpus
 from pipeline.plan import Plan, make_plan
 from pipeline.schema import output_schema
 from pipeline.snapshot.commit import SnapshotStore
@@ -165,7 +166,9 @@ def prepare(
     if is_same and only_files is None:
         return prepared
     cluster.connect()
-    allocation = cluster.allocate(config.run, cluster.nodes())
+    nodes = cluster.nodes()
+    settled = with_gpus(config, [node.num_gpus for node in nodes])
+    allocation = cluster.allocate(settled.run, nodes)
     interrupted = interrupted_files(
         storage,
         encoder.fingerprint,
@@ -252,13 +255,14 @@ def worker_spec(prepared: PreparedRun) -> WorkerSpec:
     """What the run's actors are built from."""
     allocation = prepared.allocation
     assert allocation is not None
-    num_threads = allocation.threads_per_actor
-    sizes = batch_sizes(prepared.config.batch, num_threads, on_gpu=allocation.actor_gpus > 0)
+    num_threads, gpus = allocation.threads_per_actor, allocation.actor_gpus
+    sizes = batch_sizes(prepared.config.batch, num_threads, on_gpu=gpus > 0)
+    config = with_gpus(prepared.config, [gpus])
     return WorkerSpec(
-        config=prepared.config,
+        config=config,
         run_id=prepared.run_id,
         carried_fields=prepared.discovery.carried_fields,
-        load_model=prepared.backend.loader(prepared.config, num_threads),
+        load_model=prepared.backend.loader(config, num_threads),
         window_tokens=sizes.window_tokens,
     )
 
