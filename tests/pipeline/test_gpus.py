@@ -1,4 +1,4 @@
-"""Actors get GPUs where the cluster has them and the model can use them; contradictions are told."""
+"""Actors get GPUs where there are some and the model can use them; contradictions are told."""
 
 import pytest
 
