@@ -117,7 +117,8 @@ def run_night(corpus: str, output: str, dim: int) -> None:
         "source": {"path": corpus, "id_column": "id"},
         "model": {"directory": "none"},
         "output": {"path": output},
-        "run": {"documents_per_task": 50_000},
+        # The model costs nothing here, so that writing limits: a process for each core.
+        "run": {"documents_per_task": 50_000, "cpus_per_actor": 1},
     }
     config = build(EmbedConfig, values, "benchmark")
     from pipeline import cluster

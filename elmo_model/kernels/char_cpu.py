@@ -35,7 +35,7 @@ class CpuCharCnn:
         table = model.char_embed.detach()
         self._table = torch.cat([table.new_zeros(1, table.shape[1]), table]).to(dtype)
         self._convolutions = [
-            (weight.shape[1], self._pack(weight.flatten(0, 2), None), bias.detach())
+            (weight.shape[1], self._pack(weight.flatten(0, 2), None), bias.detach().clone())
             for weight, bias in zip(model.conv_weights, model.conv_biases, strict=True)
         ]
         self._highways = [

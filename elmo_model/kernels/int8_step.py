@@ -40,7 +40,7 @@ class Int8Arithmetic:
         self._library = library
         self._dim = layer.kernel.shape[1] // 4
         self.bytes_per_word = 4 * self._dim * torch.bfloat16.itemsize
-        self._bias = layer.bias.detach().float().contiguous()
+        self._bias = layer.bias.detach().float().clone()
         self._words = (
             PackedLinear(layer.kernel[:width], layer.bias, torch.bfloat16) if reads_words else None
         )

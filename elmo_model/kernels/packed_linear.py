@@ -46,7 +46,8 @@ class PackedLinear:
     def __init__(self, weight_KN: Tensor, bias_N: Tensor | None, dtype: torch.dtype) -> None:
         """Lay out weights that multiply from the right; they are copied."""
         weight_NK = weight_KN.detach().t().to(dtype).contiguous()
-        self._bias = None if bias_N is None else bias_N.detach().to(dtype)
+        # Copied: a view would keep the whole file of weights in memory.
+        self._bias = None if bias_N is None else bias_N.detach().to(dtype, copy=True)
         self._packed = can_pack(dtype)
         self._weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight_NK, _PACKED_FOR_ROWS)
