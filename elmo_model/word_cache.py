@@ -48,14 +48,14 @@ class WordCache:
         if self._precomputed is None:
             return self._kept(words)
         rows = [self._precomputed.row(word) for word in words]
-        others = self._kept([w for w, row in zip(words, rows, strict=True) if row is None])
-        found = torch.tensor([row is not None for row in rows], dtype=torch.bool)
+        missing = [place for place, row in enumerate(rows) if row is None]
+        found = [place for place, row in enumerate(rows) if row is not None]
+        others = self._kept([words[place] for place in missing])
         index = torch.tensor([row for row in rows if row is not None], dtype=torch.int64)
         vectors = others.new_empty(len(words), others.shape[1])
-        vectors[upload(found, others.device)] = upload(
-            self._precomputed.vectors_UP[index], others.device
-        )
-        vectors[upload(~found, others.device)] = others
+        for places, values in (found, self._precomputed.vectors_UP[index]), (missing, others):
+            target = upload(torch.tensor(places, dtype=torch.int64), vectors.device)
+            vectors.index_copy_(0, target, upload(values, vectors.device))
         return vectors
 
     def _kept(self, words: Sequence[str]) -> Tensor:

@@ -180,11 +180,11 @@ def allocate(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
 
 
 def _default_cpus(config: RunConfig, cluster: list[NodeResources]) -> int:
-    """CPUs of an actor that leave no core of the smallest node without one.
+    """CPUs of an actor that leave no core of the largest node without one.
 
     Threads of one actor share its weights, its words and the seconds that its start takes.
     """
-    cores = min((int(node.num_cpus) for node in cluster if node.num_cpus >= 1), default=1)
+    cores = max([1, *(int(node.num_cpus) for node in cluster)])
     cpus = cores // math.ceil(cores / MAX_DEFAULT_CPUS)
     if config.num_actors is not None:
         while cpus > 1 and sum(node.num_cpus // cpus for node in cluster) < config.num_actors:
