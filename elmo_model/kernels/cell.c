@@ -70,14 +70,15 @@ INLINE float exponential(float x)
 INLINE void quantise(int64_t dim, const float *restrict values, uint8_t *restrict stored,
                      float *scale)
 {
-  float largest = 0.0f;
-  int bad = 0;
+  /* Without their sign, floats are ordered as their bits are; infinity and what is no number come
+     last.  */
+  uint32_t bits = 0;
   for (int64_t d = 0; d < dim; d++) {
-    float size = fabsf(values[d]);
-    largest = size > largest ? size : largest;
-    bad |= !(size <= FLT_MAX);
+    uint32_t size = to_bits(values[d]) & 0x7fffffffu;
+    bits = size > bits ? size : bits;
   }
-  if (bad) {
+  float largest = from_bits(bits);
+  if (!(largest <= FLT_MAX)) {
     memset(stored, 128, (size_t)dim);
     *scale = NAN;
     return;
