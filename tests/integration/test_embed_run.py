@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from elmo_model.encoder import Encoder
+from elmo_model.errors import DeviceError
 from pipeline.config import EmbedConfig, build
 from pipeline.errors import (
     ClusterError,
@@ -19,6 +20,7 @@ from pipeline.errors import (
 )
 from pipeline.run import execute, prepare
 from pipeline.snapshot.read import open_snapshot
+from tests.elmo_model.random_models import write_model
 from tests.integration.stand_in import WordBackend, word_vector
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -305,6 +307,17 @@ def test_more_actors_than_the_cluster_holds_is_an_error_and_not_a_hang(tmp_path,
         plan(make_config(tmp_path, model, run__num_actors=500))
     with pytest.raises(ClusterError, match="GPU"):
         plan(make_config(tmp_path, model, run__num_actors=1, run__gpus_per_actor=1.0))
+
+
+def test_arithmetic_that_the_model_cannot_do_is_told_as_the_model_says_it(tmp_path, documents):
+    """It is found out where the model is run, in an actor on another machine."""
+    write_corpus(tmp_path / "corpus", dict(list(documents.items())[:2]), files=1)
+    files = write_model(tmp_path, "no projection in the LSTM")
+    model = {"dtype": "int8", **{name: str(path) for name, path in files.items()}}
+    config = make_config(tmp_path, model)
+    with pytest.raises(DeviceError, match="^dtype: int8 needs a model with a projection"):
+        run_elmo(config)
+    assert not list((tmp_path / "vectors").glob("_snapshots/*"))
 
 
 def test_a_document_is_never_divided_between_files(tmp_path, model, documents):
