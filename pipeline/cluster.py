@@ -40,7 +40,8 @@ from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, PipelineError
 
 READERS_PER_NODE = 4
-MAX_DEFAULT_CPUS = 4
+# Two threads embed what two actors would, in one process; four lose a fifth (benchmarks/LOG.md).
+MAX_DEFAULT_CPUS = 2
 _connected_here = False
 # What is quoted of Ray's messages, which go on with advice about Ray.
 MESSAGE_LINES = 3

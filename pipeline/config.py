@@ -214,7 +214,7 @@ class RunConfig(Section):
         None,
         gt=0,
         description="CPUs an actor reserves; also its threads. Default: 1 beside a GPU; else a "
-        "node's cores in shares of up to 4, half of them reserved, so that another run fits in",
+        "node's cores in shares of up to 2, half of them reserved, so that another run fits in",
     )
     gpus_per_actor: float | None = Field(
         None,

@@ -22,7 +22,7 @@ def test_all_cores_embed_and_a_reading_task_still_fits(cores):
 
 @pytest.mark.parametrize(
     ("cores", "actors", "threads"),
-    [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 4), (6, 2, 3), (7, 2, 3), (16, 4, 4), (64, 16, 4)],
+    [(1, 1, 1), (2, 1, 2), (3, 3, 1), (4, 2, 2), (6, 3, 2), (16, 8, 2), (64, 32, 2)],
 )
 def test_by_default_few_actors_of_several_threads_take_all_cores(cores, actors, threads):
     found = allocate(RunConfig(), [node(cores), node(cores)])
@@ -38,8 +38,9 @@ def test_by_default_two_runs_at_once_find_a_place(cores):
 def test_the_cores_are_shared_out_among_as_many_actors_as_are_asked_for():
     assert allocate(RunConfig(num_actors=2), [node(4)]).threads_per_actor == 2
     assert allocate(RunConfig(num_actors=3), [node(4)]).threads_per_actor == 1
-    assert allocate(RunConfig(num_actors=1), [node(64)]).threads_per_actor == 4
-    assert allocate(RunConfig(num_actors=3), [node(4), node(4)]).threads_per_actor == 2
+    assert allocate(RunConfig(num_actors=1), [node(64)]).threads_per_actor == 2
+    assert allocate(RunConfig(num_actors=4), [node(4), node(4)]).threads_per_actor == 2
+    assert allocate(RunConfig(num_actors=5), [node(4), node(4)]).threads_per_actor == 1
 
 
 def test_actors_with_several_threads_share_the_cores():
@@ -56,9 +57,9 @@ def test_a_gpu_cluster_gets_one_actor_a_gpu():
 
 
 def test_a_head_without_cpus_is_no_place_for_actors():
-    for head in (0, 2):
+    for head in (0, 1):
         found = allocate(RunConfig(), [node(head), node(8)])
-        assert (found.num_actors, found.threads_per_actor) == (2, 4)
+        assert (found.num_actors, found.threads_per_actor) == (4, 2)
 
 
 @pytest.mark.parametrize(
