@@ -39,10 +39,12 @@ log = logging.getLogger(__name__)
 # batches full and Ray's overhead small, few enough that progress shows and little is ever redone.
 TOKENS_PER_CPU_TASK = 200_000
 TOKENS_PER_GPU_TASK = 8_000_000
-TASKS_PER_ACTOR = 4
+# At the end actors wait for the last task, on average for half of one.
+TASKS_PER_ACTOR = 16
 TOKENS_PER_READER = 1_000_000
-# A few new documents are not worth a task, and a file, each.
-MIN_TOKENS_PER_TASK = 5_000
+# A few new documents are not worth a task, and a file, each; and a GPU wants full batches.
+MIN_TOKENS_PER_CPU_TASK = 10_000
+MIN_TOKENS_PER_GPU_TASK = 500_000
 MAX_DOCUMENTS_PER_TASK = 50_000
 
 
@@ -235,10 +237,12 @@ def documents_per_task(prepared: PreparedRun) -> int:
         return run.documents_per_task
     if plan is None or allocation is None or not plan.num_selected:
         return 1
-    budget = TOKENS_PER_GPU_TASK if allocation.actor_gpus else TOKENS_PER_CPU_TASK
+    budget, least = TOKENS_PER_CPU_TASK, MIN_TOKENS_PER_CPU_TASK
+    if allocation.actor_gpus:
+        budget, least = TOKENS_PER_GPU_TASK, MIN_TOKENS_PER_GPU_TASK
     documents_per_token = plan.num_selected / max(plan.estimated_tokens, 1)
     by_actors = -(-plan.num_selected // (allocation.num_actors * TASKS_PER_ACTOR))
-    at_least = math.ceil(MIN_TOKENS_PER_TASK * documents_per_token)
+    at_least = math.ceil(least * documents_per_token)
     at_most = min(math.ceil(budget * documents_per_token), MAX_DOCUMENTS_PER_TASK)
     return max(1, min(max(by_actors, at_least), at_most, plan.num_selected))
 
