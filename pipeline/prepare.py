@@ -43,7 +43,7 @@ TOKENS_PER_GPU_TASK = 8_000_000
 TASKS_PER_ACTOR = 16
 TOKENS_PER_READER = 1_000_000
 # A few new documents are not worth a task, and a file, each; and a GPU wants full batches.
-MIN_TOKENS_PER_CPU_TASK = 10_000
+MIN_TOKENS_PER_CPU_TASK = 20_000
 MIN_TOKENS_PER_GPU_TASK = 500_000
 MAX_DOCUMENTS_PER_TASK = 50_000
 
