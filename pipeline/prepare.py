@@ -39,8 +39,7 @@ log = logging.getLogger(__name__)
 # batches full and Ray's overhead small, few enough that progress shows and little is ever redone.
 TOKENS_PER_CPU_TASK = 200_000
 TOKENS_PER_GPU_TASK = 8_000_000
-# At the end actors wait for the last task, on average for half of one.
-TASKS_PER_ACTOR = 16
+TASKS_PER_ACTOR = 4
 TOKENS_PER_READER = 1_000_000
 # A few new documents are not worth a task, and a file, each; and a GPU wants full batches.
 MIN_TOKENS_PER_CPU_TASK = 20_000
