@@ -5,7 +5,8 @@ same tokenised text in windows through the same vector model; no Ray, no files. 
 `execute` of `jobs.embed`: discovery, plan pass, reading, tokenising, embedding, writing and
 committing, model load included. Roofline: the bare encoder is the limit; its own efficiency is
 measured by bench_encode.py. Beside them: seconds from the start of the embed pass to the first data
-file, and the memory of an actor, with what it shares counted in parts (PSS).
+file, the share of that pass in which actors encode, and the memory of an actor, with what it shares
+counted in parts (PSS).
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ def write_model(folder: Path, size: str, seed: int) -> None:
     save_directory(folder, options, random_model(options, SCALED_WORDS, seed).state)
 
 
-def write_corpus(source: Path, folder: Path, num_documents: int) -> None:
-    """The first documents of the news corpus, in several files."""
+def write_corpus(source: Path, folder: Path, num_documents: int, copies: int = 1) -> None:
+    """The first documents of the news corpus, in several files, each `copies` times."""
     with lzma.open(source, "rt", encoding="utf-8") as file:
-        lines = [line for _, line in zip(range(num_documents), file, strict=False)]
+        lines = [line for _, line in zip(range(num_documents), file, strict=False)] * copies
     for number in range(8):
         rows = []
         for place, line in enumerate(lines[number::8]):
@@ -161,7 +162,7 @@ def _actors() -> Iterator[tuple[int, int]]:
                 yield int(entry.name), int(pss.split()[1]) << 10
 
 
-def run_job(config: EmbedConfig, output: Path) -> dict[str, float]:
+def run_job(config: EmbedConfig, output: Path, layout: Layout) -> dict[str, float]:
     """One job: tokens, and rates of the whole and of the embed pass, in tokens per second."""
     started = time.monotonic()
     prepared = prepare(config)
@@ -176,6 +177,7 @@ def run_job(config: EmbedConfig, output: Path) -> dict[str, float]:
         "embed_pass": tokens / (ended - planned),
         "first_file_s": watch.first_file_s or 0.0,
         "actor_mib": max(watch.peak_bytes.values(), default=0) / 2**20,
+        "encoding_share_of_actors": report.counts.encode_s / (ended - planned) / layout.actors,
         "padding_share": report.counts.padding_share,
         "words_per_token": report.counts.made_words / tokens,
     }
@@ -188,7 +190,7 @@ def measure(scratch: Path, dtype: str, layout: Layout, repeats: int) -> dict[str
         output = f"out-{layout.actors}-{layout.threads}-{repeat}"
         config = config_of(scratch, output, dtype, layout)
         bare.append(run_bare(config, layout))
-        jobs.append(run_job(config, scratch / output))
+        jobs.append(run_job(config, scratch / output, layout))
     return {
         "layout": str(layout),
         "bare_encoder_tokens_per_s": machine.spread(bare),
@@ -210,6 +212,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--documents", type=int, default=1000)
+    parser.add_argument("--copies", type=int, default=1, help="times that the documents are taken")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--layouts", nargs="+", default=[f"{cores}x1"], help="actors x threads, as in 4x1"
@@ -225,7 +228,7 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="bench"))
     (scratch / "corpus").mkdir()
     write_model(scratch / "model", arguments.size, seed=1)
-    write_corpus(Path(arguments.news), scratch / "corpus", arguments.documents)
+    write_corpus(Path(arguments.news), scratch / "corpus", arguments.documents, arguments.copies)
     from pipeline.cluster import connect
 
     connect()
