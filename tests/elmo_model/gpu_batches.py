@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +21,7 @@ from elmo_model.weights import build
 from tests.elmo_model.random_models import write_model
 
 NUM_WORDS = 9
+KERNELS = "elmo_model.kernels.gpu_triton"
 
 
 def model_of(directory: Path, shape: str = "like the released models") -> BiLM:
@@ -97,14 +97,13 @@ def interpreted_triton(path: Path | None = None) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look for it there
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        # What it imports of the kernels must be interpreted, too.
+        patch.delitem(sys.modules, KERNELS, raising=False)
+        patch.delattr(KERNELS, raising=False)
         spec.loader.exec_module(module)
-    finally:
-        del os.environ["TRITON_INTERPRET"]
-        if before is not None:
-            os.environ["TRITON_INTERPRET"] = before
+        sys.modules.pop(KERNELS, None)  # where it was imported before, that comes back
     return module
 
 
