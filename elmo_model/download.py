@@ -16,7 +16,7 @@ class Download:
         self._values = values
         self._arrived: torch.cuda.Event | None = None
         if values.device.type == "cuda":
-            # Only into pinned memory is a copy queued.
+            # Only into pinned memory is a copy queued. (torch leaves its events without types.)
             self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values.copy_(values, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -4,7 +4,7 @@ The first layer's input product is made once for each word. Above it, one produc
 input and the carried output side by side, so that its gates are written and read once and stay in
 the cache. How a step is computed is the arithmetic's: float_step.py, int8_step.py. Axes: N packed
 positions, U distinct words, B rows by falling length, R live rows, T steps, P width, D cell width,
-G = 4 D gates, F factors of a step's product (P, or 2 P above the first layer).
+G = 4 D gates, M rows of a step's product, F its factors (P, or 2 P above the first layer).
 """
 
 from __future__ import annotations

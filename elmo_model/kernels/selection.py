@@ -4,7 +4,7 @@
 |---|---|---|
 | CPU | float32, bfloat16 | `cpu`: packed products; fused cell in C, or in torch without compiler |
 | CPU | int8 | `cpu`, only with a compiler and torch's int8 product |
-| CUDA | float32, tf32, float16, bfloat16 | `gpu`: both directions at once, Triton between them |
+| CUDA | float32, tf32, float16, bfloat16 | `gpu`: both directions at once, the cell in Triton |
 | any | float64, and float16 on the CPU | `reference` |
 
 `ELMO_KERNEL=reference` takes the reference wherever it can do the arithmetic, to compare with.
