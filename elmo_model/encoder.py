@@ -27,6 +27,7 @@ from elmo_model.kernels.selection import select_kernels
 from elmo_model.layer_choice import LAYER_NAMES, LayerChoice
 from elmo_model.packed_layers import PackedLayers, packed_index
 from elmo_model.packing import PackedLayout
+from elmo_model.source_hash import source_sha256
 from elmo_model.state import BiLMState
 from elmo_model.upload import upload
 from elmo_model.warm_start import WARM_START_TEXT
@@ -158,8 +159,10 @@ class Encoder:
         """
         if self._spell is None:
             return
+        # Everything that could change a bit, the code included.
         made_by = "\n".join(
             [
+                source_sha256(),
                 self.weights_sha256,
                 self.options.to_json(),
                 f"{self.kernel.name} {self._arithmetic}",

@@ -40,6 +40,14 @@ def test_another_model_or_arithmetic_has_a_table_of_its_own(tmp_path):
         assert len(list(tables.glob("*.safetensors"))) == number + 1
 
 
+def test_what_other_code_made_is_not_used(tmp_path, monkeypatch):
+    encoder = Encoder.from_files(**write_model(tmp_path, SHAPE))
+    encoder.precompute(WORDS, tmp_path / "tables")
+    monkeypatch.setattr("elmo_model.encoder.source_sha256", lambda: "of a later version")
+    encoder.precompute(WORDS, tmp_path / "tables")
+    assert len(list((tmp_path / "tables").glob("*.safetensors"))) == 2
+
+
 def test_a_model_with_word_input_needs_none(tmp_path):
     encoder = Encoder.from_files(**write_model(tmp_path, "word input"))
     encoder.precompute(WORDS, tmp_path / "tables")
