@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from pipeline.token_budget import TokenBudget, first_line
 from pipeline.token_window import OUT_OF_MEMORY, BatchCounts, TokenWindow, WindowError
 
 Index = NDArray[np.int64]
+Result = TypeVar("Result")
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -44,6 +46,8 @@ class ElmoVectors:
         kernel = encoder.kernel
         self.kernel = f"{kernel.name} kernel on {encoder.device}: {kernel.reason}"
         self.advice = kernel.advice
+        # What is started on a CPU is done.
+        self.windows_ahead = 0 if encoder.device.type == "cpu" else 1
 
     def vectors(self, window: TokenWindow) -> NDArray[np.floating]:
         """Encode, mix and pool one window.
@@ -56,10 +60,23 @@ class ElmoVectors:
         Raises:
             WindowError: a sentence alone, or what all of the window needs, does not fit.
         """
+        return self.start(window)()
+
+    def start(self, window: TokenWindow) -> Callable[[], NDArray[np.floating]]:
+        """Queue a window on the device; what is returned gives its vectors, as `vectors` does.
+
+        A GPU works on the window while the host makes the next one's indices. Either call may
+        raise what `vectors` raises.
+        """
+        is_token_level = self._config.level == "token"
+        begin = self._token_vectors if is_token_level else self._pooled_vectors
+        finish = self._within_memory(window, lambda: begin(window))
+        return lambda: self._within_memory(window, finish)
+
+    def _within_memory(self, window: TokenWindow, run: Callable[[], Result]) -> Result:
+        """What `run` returns; that it lacked memory is an error of the window."""
         try:
-            if self._config.level == "token":
-                return self._token_vectors(window)
-            return self._pooled_vectors(window)
+            return run()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -73,7 +90,7 @@ class ElmoVectors:
         """Give back memory that is only held for later batches."""
         free_caches()
 
-    def _pooled_vectors(self, window: TokenWindow) -> NDArray[np.floating]:
+    def _pooled_vectors(self, window: TokenWindow) -> Callable[[], NDArray[np.floating]]:
         config = self._config
         device = self._encoder.device
         lengths_S = to_device(window.sentence_lengths, device)
@@ -93,19 +110,19 @@ class ElmoVectors:
 
         self._encode(window, reduce)
         if partial_SKD is None:
-            return self._empty()
+            return self._empty
         if config.level == "sentence":
             result = pooling.finish_sentences(partial_SKD, lengths_S, config.pooling)
         else:
             sentences_N = to_device(window.sentences_per_document, device)
             result = pooling.finish_documents(partial_SKD, lengths_S, sentences_N, config.pooling)
-        return self._to_stored(result).result()
+        return self._to_stored(result).result
 
-    def _token_vectors(self, window: TokenWindow) -> NDArray[np.floating]:
+    def _token_vectors(self, window: TokenWindow) -> Callable[[], NDArray[np.floating]]:
         starts_S = np.cumsum(window.sentence_lengths) - window.sentence_lengths
         result: NDArray[np.floating] | None = None
         # From a GPU a batch's vectors travel while the next one is made.
-        waiting = 0 if self._encoder.device.type == "cpu" else 1
+        waiting = self.windows_ahead
         travelling: deque[tuple[Index, Download]] = deque()
 
         def arrive(at_most: int) -> None:
@@ -130,9 +147,12 @@ class ElmoVectors:
             travelling.append((places_M, self._to_stored(torch.cat(parts, 2))))
             arrive(at_most=waiting)
 
+        def finish() -> NDArray[np.floating]:
+            arrive(at_most=0)
+            return self._empty() if result is None else result
+
         self._encode(window, store)
-        arrive(at_most=0)
-        return self._empty() if result is None else result
+        return finish
 
     def _chosen(self, packed: PackedLayers) -> Iterator[tuple[Tensor, Index, Index]]:
         """The chosen layers (M, K, P) of each direction's tokens, with their rows and times."""

@@ -8,8 +8,10 @@ passes through Python objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +22,16 @@ from pipeline.bucketing import windows
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.excerpt import MAX_EXCERPT_CHARS, excerpt
 from pipeline.records import OFFSET_COLUMN, SOURCE_COLUMN, RejectedRow
-from pipeline.token_window import OUT_OF_MEMORY, TokenWindow, VectorModel, WindowError
+from pipeline.token_window import (
+    OUT_OF_MEMORY,
+    StartingModel,
+    TokenWindow,
+    VectorModel,
+    WindowError,
+)
 
 Partition = tuple[str | None, ...]
+Finish = Callable[[], NDArray[np.floating]]
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,32 @@ class Embedder:
             documents = documents.filter(pa.array(tokens_per_document > 0))
         if self.partition_columns:
             documents = documents.sort_by([(name, "ascending") for name in self.partition_columns])
+        ahead = self.model.windows_ahead if isinstance(self.model, StartingModel) else 0
+        started: deque[tuple[pa.Table, Finish]] = deque()
         for window in windows(_list_lengths(documents, "tokens"), self.window_tokens):
             part = documents.slice(window.start, window.stop - window.start)
-            yield from self._embed_window(part)
+            started.append((part, self._start(part)))
+            if len(started) > ahead:
+                yield from self._embed_window(*started.popleft())
+        while started:
+            yield from self._embed_window(*started.popleft())
 
-    def _embed_window(self, part: pa.Table) -> Iterator[EmbeddedBatch | RejectedRow]:
+    def _start(self, part: pa.Table) -> Finish:
+        """Start a window on a model that works by itself; what is returned gives its vectors."""
+        window = token_window(part)
+        if not isinstance(self.model, StartingModel):
+            return lambda: self.model.vectors(window)
         try:
-            vectors = self.model.vectors(token_window(part))
+            return self.model.start(window)
+        except Exception as error:
+            # Told when it is this window's turn, after those that were started before it.
+            return partial(_raise, error)
+
+    def _embed_window(
+        self, part: pa.Table, finish: Finish
+    ) -> Iterator[EmbeddedBatch | RejectedRow]:
+        try:
+            vectors = finish()
         except PipelineError:
             raise
         except Exception as error:
@@ -141,6 +169,10 @@ class Embedder:
                 column = part[field.name].combine_chunks()
                 columns.append(column.take(document_of_row) if document_of_row else column)
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
+def _raise(error: Exception) -> NDArray[np.floating]:
+    raise error
 
 
 def _raise_if_broken(part: pa.Table, error: Exception) -> None:

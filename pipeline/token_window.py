@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,4 +92,16 @@ class VectorModel(Protocol):
 
     def vectors(self, window: TokenWindow) -> NDArray[np.floating]:
         """Vectors (rows, K, dim) of the window's documents, sentences or tokens, in order."""
+        ...
+
+
+@runtime_checkable
+class StartingModel(Protocol):
+    """A vector model on a device that works by itself, while the host prepares the next window."""
+
+    # How many windows may be started before the first one's vectors are asked for.
+    windows_ahead: int
+
+    def start(self, window: TokenWindow) -> Callable[[], NDArray[np.floating]]:
+        """Queue a window's work; what is returned waits for it and gives the vectors."""
         ...

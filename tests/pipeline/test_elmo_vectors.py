@@ -106,6 +106,37 @@ def test_on_the_cpu_batches_and_neighbours_change_no_bit(shared, tmp_path, level
     assert np.array_equal(large[: len(few)], few)
 
 
+@pytest.mark.parametrize("level", ["document", "sentence", "token"])
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+def test_a_window_gives_the_same_vectors_while_others_are_in_flight(tmp_path, level, device):
+    encoder = Encoder.from_files(**write_model(tmp_path), device=device)
+    choice = LayerChoice.parse("average", num_layers=encoder.num_layers)
+    model = ElmoVectors(encoder, choice, VectorConfig(level=level), 256)
+    words = ["the", "cat", "sat", "on", "a", "mat"]
+    windows = [
+        window_of([(words[first:] * 20)[: 3 + number] for number in range(40)])
+        for first in range(4)
+    ]
+    alone = [model.vectors(window) for window in windows]
+    # Token vectors of a batch may wait, too; more than one only on a GPU.
+    model.windows_ahead = 1
+    finishes = [model.start(window) for window in windows]
+    for found, expected in zip([finish() for finish in finishes], alone, strict=True):
+        assert np.array_equal(found, expected)
+
+
 @pytest.mark.shared
 def test_the_work_done_on_padding_is_counted_and_small(shared, tmp_path):
     encoder = Encoder.from_files(**write_model(tmp_path), device="cpu")

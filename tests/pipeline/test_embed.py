@@ -175,6 +175,51 @@ def test_a_model_that_fails_on_everything_is_an_error():
         list(embedder("document", model, 1000).embed(tokenised(DOCUMENTS)))
 
 
+class AheadModel(WordLengthModel):
+    """Takes windows before it is asked for their vectors, as one on a GPU; notes what it did."""
+
+    def __init__(self, level, fails_at_start=(), **faults):
+        super().__init__(level, **faults)
+        self.windows_ahead = 1
+        self.fails_at_start = set(fails_at_start)
+        self.waiting = 0
+        self.most_waiting = 0
+
+    def start(self, window):
+        if self.fails_at_start & set(window.words):
+            raise RuntimeError("a window that cannot be started")
+        self.waiting += 1
+        self.most_waiting = max(self.most_waiting, self.waiting)
+
+        def finish():
+            self.waiting -= 1
+            return self.vectors(window)
+
+        return finish
+
+
+@pytest.mark.parametrize("level", ["document", "sentence", "token"])
+def test_a_window_is_started_before_the_vectors_of_the_last_are_taken(level):
+    model = AheadModel(level, infinite_on={"eins"})
+    rows, rejected = _collect(embedder(level, model).embed(tokenised(DOCUMENTS)))
+    plain = WordLengthModel(level, infinite_on={"eins"})
+    reference, reference_rejected = _collect(embedder(level, plain).embed(tokenised(DOCUMENTS)))
+    assert rows == reference
+    assert [row.id for row in rejected] == [row.id for row in reference_rejected] == ["b"]
+    assert (model.most_waiting, model.waiting) == (2, 0)
+
+
+@pytest.mark.parametrize("when", ["fails_at_start", "fails_on"])
+def test_what_fails_among_windows_in_flight_is_rejected_alone(when):
+    model = AheadModel("document", **{when: {"seven"}})
+    rows, rejected = _collect(embedder("document", model, 8).embed(tokenised(DOCUMENTS)))
+    found = {row["id"] for row in rows}
+    # A model that fails only as it starts fails no more when it is asked for the halves.
+    assert (found, [row.id for row in rejected]) == (
+        ({"a", "b", "d"}, ["c"]) if when == "fails_on" else ({"a", "b", "c", "d"}, [])
+    )
+
+
 class SmallMemoryModel(WordLengthModel):
     """Does not take a window in which one of the chosen words stands."""
 
