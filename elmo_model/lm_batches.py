@@ -28,6 +28,8 @@ from elmo_model.vocabulary import Vocabulary
 Ids = npt.NDArray[np.int64]
 Element = TypeVar("Element", bound=np.generic)
 
+_EMPTY: Ids = np.empty(0, np.int64)
+
 
 @dataclass(frozen=True)
 class DirectionBatch:
@@ -85,7 +87,7 @@ class WordTable:
             None if max_characters is None else CharacterEncoder(max_characters, shifted=False)
         )
         self._ids: dict[str, int] = {}
-        self._new_words: list[str] = []
+        self._words: list[str] = []
         self._num_spelled = 0
         self._targets: Ids = np.empty(0, np.int64)
         self._chars: npt.NDArray[np.int16] = np.empty((0, max_characters or 0), np.int16)
@@ -99,8 +101,17 @@ class WordTable:
         for word in words:
             if word not in known:
                 known[word] = len(known)
-                self._new_words.append(word)
+                self._words.append(word)
         return np.fromiter(map(known.__getitem__, words), np.int64, len(words))
+
+    def __len__(self) -> int:
+        """How many words have a number."""
+        return len(self.vocabulary if self._encoder is None else self._words)
+
+    def words_of(self, ids: Ids) -> list[str]:
+        """The words of table numbers."""
+        words = self.vocabulary.words if self._encoder is None else self._words
+        return [words[number] for number in ids.tolist()]
 
     def sequence_of(self, words: Sequence[str]) -> Ids:
         """The numbers of `<S>`, the words and `</S>`, int64."""
@@ -121,9 +132,9 @@ class WordTable:
         return torch.from_numpy(self._chars[ids_U].astype(np.int64))
 
     def _spell_new_words(self, encoder: CharacterEncoder) -> None:
-        if not self._new_words:
+        words = self._words[self._num_spelled :]
+        if not words:
             return
-        words, self._new_words = self._new_words, []
         start, stop = self._num_spelled, self._num_spelled + len(words)
         if stop > len(self._targets):
             self._targets = _grown(self._targets, stop)
@@ -224,47 +235,83 @@ def packed_batches(
     Source: the data stream of the original training program, with one reader for both directions
         instead of two independent ones.
     """
-    for forward, backward in _filled_rows(iter(sequences), batch_size, unroll_steps):
-        sources = [forward, backward] if bidirectional else [forward]
-        words, positions = np.unique(
-            np.concatenate([inputs.ravel() for inputs, _ in sources]), return_inverse=True
-        )
-        shaped = positions.reshape(len(sources), batch_size, unroll_steps)
-        directions = [
-            DirectionBatch(torch.from_numpy(local), torch.from_numpy(table.targets_of(targets)))
-            for local, (_, targets) in zip(shaped, sources, strict=True)
-        ]
-        yield LmBatch(
-            table.inputs_of(words), directions[0], directions[1] if bidirectional else None
-        )
+    packer = RowPacker(batch_size, unroll_steps)
+    reader = iter(sequences)
+    while (filled := packer.fill(reader)) is not None:
+        yield to_batch(filled, table, bidirectional)
 
 
-def _filled_rows(
-    reader: Iterator[Ids], batch_size: int, unroll_steps: int
-) -> Iterator[tuple[tuple[Ids, Ids], tuple[Ids, Ids]]]:
-    """Inputs and targets (B, T) of the forward and the backward text, as table numbers."""
-    sentence_B: list[Ids] = [np.empty(0, np.int64)] * batch_size
-    position_B = [0] * batch_size
-    while True:
-        filled = np.empty((4, batch_size, unroll_steps), np.int64)
-        for row in range(batch_size):
+def to_batch(filled_4BT: Ids, table: WordTable, bidirectional: bool = True) -> LmBatch:
+    """A batch of rows that `RowPacker.fill` filled, or of several packers' rows side by side.
+
+    Its words are in the order in which the batch reads them, so that a batch does not depend on
+    what its table has seen before: sums of floating-point numbers would.
+    """
+    sources = [filled_4BT[:2], filled_4BT[2:]] if bidirectional else [filled_4BT[:2]]
+    words, firsts, positions = np.unique(
+        np.concatenate([inputs.ravel() for inputs, _ in sources]),
+        return_index=True,
+        return_inverse=True,
+    )
+    order = np.argsort(firsts)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    shaped = rank[positions].reshape(len(sources), *filled_4BT.shape[1:])
+    directions = [
+        DirectionBatch(torch.from_numpy(local), torch.from_numpy(table.targets_of(targets)))
+        for local, (_, targets) in zip(shaped, sources, strict=True)
+    ]
+    return LmBatch(
+        table.inputs_of(words[order]), directions[0], directions[1] if bidirectional else None
+    )
+
+
+class RowPacker:
+    """Rows that one reader fills; what they hold can be taken out and given to another packer."""
+
+    def __init__(
+        self, num_rows: int, unroll_steps: int, rows: Sequence[tuple[Ids, int]] | None = None
+    ) -> None:
+        """Start with empty rows, or where another packer stopped.
+
+        Args:
+            num_rows: B, rows.
+            unroll_steps: T, positions of a row in a batch.
+            rows: `rows` of a packer with as many rows.
+        """
+        self._unroll_steps = unroll_steps
+        self._rows = [(_EMPTY, 0)] * num_rows if rows is None else list(rows)
+
+    @property
+    def rows(self) -> tuple[tuple[Ids, int], ...]:
+        """Of each row the sentence that it is in, and how many of its predictions are done."""
+        return tuple(self._rows)
+
+    def fill(self, reader: Iterator[Ids]) -> Ids | None:
+        """Inputs and targets of the next batch as table numbers; None if the sentences end first.
+
+        Returns: (4, B, T) int64: forward inputs, forward targets, backward inputs and targets.
+        """
+        steps = self._unroll_steps
+        filled_4BT = np.empty((4, len(self._rows), steps), np.int64)
+        for row, (sentence, position) in enumerate(self._rows):
             column = 0
-            while column < unroll_steps:
-                if position_B[row] >= len(sentence_B[row]) - 1:
+            while column < steps:
+                if position >= len(sentence) - 1:
                     following = next(reader, None)
                     if following is None:
-                        return
-                    sentence_B[row], position_B[row] = following, 0
-                sentence, start = sentence_B[row], position_B[row]
-                stop = min(start + unroll_steps - column, len(sentence) - 1)
-                columns = slice(column, column + stop - start)
-                reversed_sentence = sentence[::-1]
-                filled[0, row, columns] = sentence[start:stop]
-                filled[1, row, columns] = sentence[start + 1 : stop + 1]
-                filled[2, row, columns] = reversed_sentence[start:stop]
-                filled[3, row, columns] = reversed_sentence[start + 1 : stop + 1]
-                column, position_B[row] = columns.stop, stop
-        yield (filled[0], filled[1]), (filled[2], filled[3])
+                        return None
+                    sentence, position = following, 0
+                stop = min(position + steps - column, len(sentence) - 1)
+                columns = slice(column, column + stop - position)
+                backward = sentence[::-1]
+                filled_4BT[0, row, columns] = sentence[position:stop]
+                filled_4BT[1, row, columns] = sentence[position + 1 : stop + 1]
+                filled_4BT[2, row, columns] = backward[position:stop]
+                filled_4BT[3, row, columns] = backward[position + 1 : stop + 1]
+                column, position = columns.stop, stop
+            self._rows[row] = (sentence, position)
+        return filled_4BT
 
 
 def _grown(array: npt.NDArray[Element], length: int) -> npt.NDArray[Element]:

@@ -9,7 +9,8 @@ Shape suffixes: B rows, T unrolled steps, U distinct words of a batch, P project
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from elmo_model.bilm import BiLM
 from elmo_model.errors import ElmoError
@@ -28,6 +30,7 @@ from elmo_model.token_embedding import TokenEmbedding
 
 # Untyped in torch.
 _sparse_checks: Any = torch.sparse.check_sparse_tensor_invariants
+_ignore_in_ddp: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
 
 OptimizerName = Literal["adagrad", "adamw"]
 
@@ -57,11 +60,17 @@ class TrainState:
         softmax: its output layer, shared by both directions.
         optimizer: over all parameters of both.
         seed: of the weights, of dropout and of the negatives.
-        step: steps done. Step k draws its dropout and its negatives from (seed, k) alone.
+        step: steps done.
+        batch: batches done; batch k draws its dropout and its negatives from (seed, k) alone.
         carried: LSTM state at the start of the next batch; None is zero.
         reset_share: probability that a row starts a batch from the zero state instead of the
             carried one. 0 is the original; embedding sentences each from a zero state needs a model
             that has seen it.
+        parallel: the losses of this worker's rows, wrapped so that the gradients of all workers
+            are averaged; None for one worker.
+        first_row: of the rows of all workers, this one's first.
+        num_rows: rows of all workers; 0 is those of the batch.
+        row_weight: this worker's rows over the mean number of rows of a worker.
     """
 
     model: BiLM
@@ -69,8 +78,40 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     seed: int = 0
     step: int = 0
+    batch: int = 0
     carried: BiLMState | None = None
     reset_share: float = 0.0
+    parallel: DistributedDataParallel | None = None
+    first_row: int = 0
+    num_rows: int = 0
+    row_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.losses = BatchLosses(self.model, self.softmax)
+
+    @property
+    def has_sparse_gradient(self) -> bool:
+        """Whether the softmax's gradient holds only the rows that a batch touches.
+
+        Only Adagrad takes such gradients, which leaves all other rows alone; and workers with GPUs
+        cannot add them up.
+        """
+        training = self.model.options.training
+        return (
+            training.sample_softmax
+            and not training.share_embedding_softmax
+            and isinstance(self.optimizer, torch.optim.Adagrad)
+            and (self.parallel is None or self.model.device.type == "cpu")
+        )
+
+    def work_together(self) -> None:
+        """Average the gradients with those of the other workers of torch's process group."""
+        device = self.model.device
+        if self.has_sparse_gradient and device.type == "cpu":
+            # The wrapper takes no sparse gradients; that one is averaged in `train_step`.
+            _ignore_in_ddp(self.losses, ["softmax.weight"])
+        ids = [device.index] if device.type == "cuda" else None
+        self.parallel = DistributedDataParallel(self.losses, device_ids=ids)
 
     @classmethod
     def create(
@@ -79,6 +120,7 @@ class TrainState:
         seed: int = 0,
         optimizer: OptimizerName = "adagrad",
         device: torch.device | str = "cpu",
+        weight_decay: float = 0.0,
     ) -> TrainState:
         """A model with random weights, ready for its first batch.
 
@@ -86,8 +128,9 @@ class TrainState:
             options: architecture and the training keys of options.json; `n_tokens_vocab` is needed,
                 and `n_negative_samples_batch` unless `sample_softmax` is false.
             seed: equal seeds give equal weights, dropout and negatives.
-            optimizer: adagrad as in the original, or adamw without weight decay.
+            optimizer: adagrad as in the original, or adamw.
             device: where to train; weights are drawn on the CPU, equal for every device.
+            weight_decay: of adamw.
 
         Raises:
             ElmoError: the options lack a key that training needs.
@@ -104,7 +147,7 @@ class TrainState:
         softmax.reset_parameters(generator)
         model.to(device)
         softmax.to(device)
-        return cls(model, softmax, new_optimizer(model, softmax, optimizer), seed)
+        return cls(model, softmax, new_optimizer(model, softmax, optimizer, weight_decay), seed)
 
 
 def new_softmax(model: BiLM, num_words: int) -> Softmax:
@@ -124,15 +167,22 @@ def new_softmax(model: BiLM, num_words: int) -> Softmax:
     return Softmax(num_words, width, model.token_embedding.embedding)
 
 
-def new_optimizer(model: BiLM, softmax: Softmax, name: OptimizerName) -> torch.optim.Optimizer:
-    """The optimiser over all parameters, with the learning rate of the model's options."""
+def new_optimizer(
+    model: BiLM, softmax: Softmax, name: OptimizerName, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """The optimiser over all parameters, with the learning rate of the model's options.
+
+    `weight_decay` is of adamw alone.
+    """
     parameters = distinct_parameters(model, softmax)
     rate = model.options.training.learning_rate
     if name == "adagrad":
         return torch.optim.Adagrad(
             parameters, lr=rate, initial_accumulator_value=INITIAL_ACCUMULATOR, eps=0.0
         )
-    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(
+        parameters, lr=rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+    )
 
 
 def distinct_parameters(*modules: nn.Module) -> list[nn.Parameter]:
@@ -141,55 +191,117 @@ def distinct_parameters(*modules: nn.Module) -> list[nn.Parameter]:
 
 
 def train_step(
-    state: TrainState, batch: LmBatch, samples: Sequence[NegativeSample] | None = None
+    state: TrainState,
+    batches: LmBatch | Sequence[LmBatch],
+    samples: Sequence[NegativeSample] | None = None,
 ) -> StepResult:
-    """Learn from one batch: changes the weights, the optimiser, the carried state and the step.
+    """Learn from a batch, or from several whose mean gradient makes one step.
+
+    Changes the weights, the optimiser, the carried state and the step.
 
     Args:
         state: as left by the step before.
-        batch: text of each direction of the model, as many rows as the batch before.
+        batches: text of each direction of the model, as many rows as before; where several workers
+            learn together, this worker's rows of them.
         samples: negatives per direction, to reproduce a recorded step; None draws them.
 
     Raises:
         ElmoError: the gradient is not finite; the weights are as before.
     """
     training = state.model.options.training
-    device = state.model.device
-    hidden, carried = _run_with_dropout(state, batch, _initial_state(state))
-    targets = [text.targets_BT.flatten().to(device) for text in batch.directions]
-    if training.sample_softmax:
-        # Only Adagrad takes sparse gradients; it leaves rows alone that no step touched.
-        is_sparse = isinstance(state.optimizer, torch.optim.Adagrad)
-        losses = state.softmax.sampled_losses(
-            hidden,
-            targets,
-            samples or draw_negatives(state, len(targets)),
-            sparse_gradient=is_sparse and not training.share_embedding_softmax,
-        )
-    else:
-        losses = [
-            state.softmax.full_loss(top, wanted)
-            for top, wanted in zip(hidden, targets, strict=True)
-        ]
-    losses_S = torch.stack(losses)
-    unroll_steps = batch.forward.inputs_BT.shape[1]
+    batches = [batches] if isinstance(batches, LmBatch) else list(batches)
     state.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward([losses_S.mean() * unroll_steps])
+    total_S: Tensor | None = None
+    for number, batch in enumerate(batches):
+        # Workers' gradients are averaged once, with those of the last batch.
+        is_last = number == len(batches) - 1
+        waits = nullcontext() if is_last or state.parallel is None else state.parallel.no_sync()
+        with waits:
+            losses_S = _accumulate(state, batch, samples, state.row_weight / len(batches))
+        total_S = losses_S if total_S is None else total_S + losses_S
+    assert total_S is not None, "a step needs a batch"
+    if state.parallel is not None and state.has_sparse_gradient:
+        _average_rows(state.softmax.weight)
     norm = clip_gradients(
         distinct_parameters(state.model, state.softmax), training.all_clip_norm_val
     )
+    mean_S = total_S / len(batches)
     if not torch.isfinite(norm):
         state.optimizer.zero_grad(set_to_none=True)
         raise ElmoError(
             f"step {state.step}: the gradient's norm is {float(norm)}, the losses "
-            f"{losses_S.tolist()}; training diverged, lower the learning rate or the clip norm"
+            f"{mean_S.tolist()}; training diverged, lower the learning rate or the clip norm"
         )
     # Says that unchecked sparse gradients are meant; torch warns otherwise.
     with _sparse_checks(enable=False):
         state.optimizer.step()
-    state.carried = carried.detach()
     state.step += 1
-    return StepResult(losses_S.detach(), norm)
+    return StepResult(mean_S, norm)
+
+
+def _accumulate(
+    state: TrainState, batch: LmBatch, samples: Sequence[NegativeSample] | None, weight: float
+) -> Tensor:
+    """Add a batch's gradient; returns the losses (S,) and carries the LSTM state on."""
+    training = state.model.options.training
+    if training.sample_softmax and samples is None:
+        samples = draw_negatives(state, len(batch.directions))
+    initial = _initial_state(state)
+    rate = training.dropout or 0.0
+    run = state.losses if state.parallel is None else state.parallel
+    with _drawing(state) if rate else nullcontext():
+        losses_S, cells, outputs = run(
+            batch,
+            initial,
+            rate,
+            samples if training.sample_softmax else None,
+            state.has_sparse_gradient,
+        )
+    unroll_steps = batch.forward.inputs_BT.shape[1]
+    torch.autograd.backward([losses_S.mean() * (unroll_steps * weight)])
+    state.carried = BiLMState(cells, outputs).detach()
+    state.batch += 1
+    total_S: Tensor = losses_S.detach()
+    return total_S
+
+
+class BatchLosses(nn.Module):
+    """The losses of a batch as one module, so that workers can wrap it to average gradients."""
+
+    def __init__(self, model: BiLM, softmax: Softmax) -> None:
+        super().__init__()
+        self.model, self.softmax = model, softmax
+
+    def forward(
+        self,
+        batch: LmBatch,
+        carried: BiLMState | None,
+        dropout: float,
+        samples: Sequence[NegativeSample] | None,
+        sparse_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses (S,) of the directions, and the cells and outputs of the state after the batch.
+
+        Args:
+            batch: text of each direction.
+            carried: state before it.
+            dropout: rate.
+            samples: negatives per direction; None takes the full softmax.
+            sparse_gradient: let the gradient of the softmax be sparse.
+        """
+        device = self.model.device
+        hidden, after = run_directions(self.model, batch, carried, dropout=dropout)
+        targets = [text.targets_BT.flatten().to(device) for text in batch.directions]
+        if samples is not None:
+            losses = self.softmax.sampled_losses(
+                hidden, targets, samples, sparse_gradient=sparse_gradient
+            )
+        else:
+            losses = [
+                self.softmax.full_loss(top, wanted)
+                for top, wanted in zip(hidden, targets, strict=True)
+            ]
+        return torch.stack(losses), after.cells_SLBD, after.outputs_SLBP
 
 
 def run_directions(
@@ -226,7 +338,7 @@ def draw_negatives(state: TrainState, num_directions: int) -> list[NegativeSampl
         )
     return [
         LogUniformSampler(
-            state.softmax.vocabulary_size, num_samples, seed=(state.seed, state.step, direction)
+            state.softmax.vocabulary_size, num_samples, seed=(state.seed, state.batch, direction)
         ).sample()
         for direction in range(num_directions)
     ]
@@ -260,24 +372,38 @@ def _initial_state(state: TrainState) -> BiLMState | None:
     carried = state.carried
     if carried is None or not state.reset_share:
         return carried
-    draws_B = np.random.default_rng((state.seed, state.step)).random(carried.num_rows)
+    # Drawn for all rows of all workers, so that it does not matter who has which.
+    num_rows = state.num_rows or carried.num_rows
+    draws_B = np.random.default_rng((state.seed, state.batch)).random(num_rows)
+    draws_B = draws_B[state.first_row : state.first_row + carried.num_rows]
     keep_B1 = torch.from_numpy(draws_B >= state.reset_share)[:, None].to(carried.cells_SLBD.device)
     return BiLMState(carried.cells_SLBD * keep_B1, carried.outputs_SLBP * keep_B1)
 
 
-def _run_with_dropout(
-    state: TrainState, batch: LmBatch, initial: BiLMState | None
-) -> tuple[list[Tensor], BiLMState]:
-    rate = state.model.options.training.dropout or 0.0
-    if not rate:
-        return run_directions(state.model, batch, initial)
+def _average_rows(weight: nn.Parameter) -> None:
+    """Average a sparse gradient over all workers; each knows the rows that its batch touched."""
+    distributed: Any = torch.distributed
+    assert weight.grad is not None
+    with _sparse_checks(enable=False):
+        gradient = weight.grad.coalesce()
+        distributed.all_reduce(gradient)
+        weight.grad = gradient.coalesce() / distributed.get_world_size()
+
+
+@contextmanager
+def _drawing(state: TrainState) -> Iterator[None]:
+    """Draw dropout from (seed, batch, first row) alone, and leave the caller's numbers alone."""
     device = state.model.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(_step_seed(state))
-        return run_directions(state.model, batch, initial, dropout=rate)
+        torch.manual_seed(_batch_seed(state))
+        yield
 
 
-def _step_seed(state: TrainState) -> int:
-    """A seed for torch out of (seed, step); splitmix64's constants keep nearby pairs apart."""
-    mixed = (state.seed * 0x9E3779B97F4A7C15 + (state.step + 1) * 0xBF58476D1CE4E5B9) % (1 << 63)
+def _batch_seed(state: TrainState) -> int:
+    """A seed for torch out of (seed, batch, row); splitmix64's constants keep nearby ones apart."""
+    mixed = (
+        state.seed * 0x9E3779B97F4A7C15
+        + (state.batch + 1) * 0xBF58476D1CE4E5B9
+        + state.first_row * 0x94D049BB133111EB
+    ) % (1 << 63)
     return mixed ^ (mixed >> 31)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from jobs.command import Call, Job, JobResult, main
 
 if TYPE_CHECKING:
-    from pipeline.pretrain import PretrainReport
-    from pipeline.pretrain_config import PretrainConfig
-    from pipeline.pretrain_text import PretrainText
+    from pipeline.pretraining.config import PretrainConfig
+    from pipeline.pretraining.loop import TrainingEnd
+    from pipeline.pretraining.run import Prepared
     from pipeline.sources.discover import Discovery
 
 log = logging.getLogger(__name__)
@@ -21,47 +21,73 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this job."""
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a model that is at output.directory"
+        "--overwrite",
+        action="store_true",
+        help="begin anew: drop an interrupted training's checkpoints, and replace a model that is "
+        "at output.directory",
     )
 
 
 def run(call: Call) -> JobResult:
-    """Read the corpus, train, and write the model.
+    """Read the corpus, train, and write the model; or go on where a run before stopped.
 
     Raises:
         ConfigError: the configuration, or the output directory is not free.
         SourceError: the corpus cannot be read as configured.
         StorageError: a store failed.
+        ElmoError: the training diverged.
     """
-    from pipeline.pretrain_config import PretrainConfig
+    from pipeline.pretraining.config import PretrainConfig
     from pipeline.sources.discover import discover
 
     config = call.config(PretrainConfig)
-    discovery = discover(config.source)
+    if call.dry_run:
+        return _planned(config, discover(config.source))
 
-    from pipeline.pretrain import check_output, pretrain, save_model
-    from pipeline.pretrain_text import read_text
+    from pipeline.pretraining.model_output import check_output
+    from pipeline.pretraining.prepare import local
+    from pipeline.pretraining.run import finish, prepare
     from pipeline.progress import Progress
 
-    check_output(config.output.directory, overwrite=call.arguments.overwrite)
-    if call.dry_run:
-        return _planned(config, discovery)
+    overwrite = call.arguments.overwrite
+    check_output(config.output.directory, overwrite=overwrite)
+    run_tasks = local
+    if config.run.num_workers:
+        from pipeline.cluster import connect
+        from pipeline.pretraining.ray_text import on_ray
+
+        connect()
+        run_tasks = on_ray
     with Progress(None, unit="documents", quiet=call.quiet) as reading:
-        text = read_text(config, discovery, reading.update)
+        prepared = prepare(config, run_tasks, reading.update, begin_anew=overwrite)
+    _tell(prepared)
+    end = _train(prepared, quiet=call.quiet)
+    record = finish(prepared, end)
+    return _done(config, end, record)
+
+
+def _tell(prepared: Prepared) -> None:
+    text = prepared.task.text
     log.info(
         "training on %d documents with %d tokens; %d documents held out; a vocabulary of %d words "
         "covers %.1f %% of the tokens",
         text.num_train_documents,
-        text.train.num_tokens,
+        sum(shard.num_tokens for shard in text.train),
         text.num_held_out_documents,
-        len(text.vocabulary),
-        100 * text.covered_share,
+        len(prepared.task.words),
+        100 * prepared.covered_share,
     )
-    training = config.training
+
+
+def _train(prepared: Prepared, *, quiet: bool) -> TrainingEnd:
+    from pipeline.pretraining.run import train_here
+    from pipeline.progress import Progress
+
+    training = prepared.task.config.training
     by_steps = training.max_steps is not None
     total = training.max_steps if by_steps else round(training.max_seconds or 0)
     unit = "steps" if by_steps else "seconds"
-    with Progress(total, unit=unit, interval_s=5.0, quiet=call.quiet) as progress:
+    with Progress(total, unit=unit, interval_s=5.0, quiet=quiet) as progress:
 
         def show(steps: int, seconds: float, tokens: int, note: str) -> None:
             if by_steps:
@@ -69,9 +95,11 @@ def run(call: Call) -> JobResult:
             else:
                 progress.update(int(seconds), tokens, f"step {steps:,}  {note}")
 
-        state, report = pretrain(config, text, show)
-    save_model(config, text, state, report)
-    return _done(config, text, report)
+        if prepared.task.config.run.num_workers:
+            from pipeline.pretraining.ray_train import train_on_ray
+
+            return train_on_ray(prepared.task, show)
+        return train_here(prepared.task, show)
 
 
 def _planned(config: PretrainConfig, discovery: Discovery) -> JobResult:
@@ -89,6 +117,7 @@ def _planned(config: PretrainConfig, discovery: Discovery) -> JobResult:
         "files_rejected": discovery.files_rejected,
         "max_seconds": training.max_seconds,
         "max_steps": training.max_steps,
+        "workers": config.run.num_workers,
         "output": config.output.directory,
     }
     text = (
@@ -100,18 +129,16 @@ def _planned(config: PretrainConfig, discovery: Discovery) -> JobResult:
     return JobResult(data, text)
 
 
-def _done(config: PretrainConfig, text: PretrainText, report: PretrainReport) -> JobResult:
-    from pipeline.pretrain import describe, make_record
+def _done(config: PretrainConfig, end: TrainingEnd, record: dict[str, Any]) -> JobResult:
+    from pipeline.pretraining.metrics import describe
     from pipeline.units import format_duration
 
-    record = make_record(config, text, report)
-    before, after = report.curve[0], report.curve[-1]
     summary = (
-        f"trained {report.num_parameters:,} parameters for {report.steps:,} steps on "
-        f"{report.tokens:,} tokens in {format_duration(report.seconds)} "
-        f"({report.tokens_per_s:,.0f} tokens/s)\n"
-        f"held-out perplexity {describe(before)} before, {describe(after)} after\n"
-        f"model: {config.output.directory}"
+        f"trained {end.num_parameters:,} parameters for {end.step:,} steps on "
+        f"{end.tokens:,} tokens in {format_duration(end.train_seconds)} "
+        f"({record['tokens_per_s']:,.0f} tokens/s)\n"
+        f"held-out perplexity {describe(end.curve[0])} before, {describe(end.curve[-1])} after\n"
+        f"model of step {record['step_of_the_model']:,}: {config.output.directory}"
     )
     return JobResult({**record, "output": config.output.directory}, summary)
 

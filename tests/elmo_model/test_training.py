@@ -247,6 +247,7 @@ def test_going_on_from_a_copied_state_equals_not_having_stopped(text):
     resumed.softmax.load_state_dict(stopped.softmax.state_dict())
     resumed.optimizer.load_state_dict(stopped.optimizer.state_dict())
     resumed.carried, resumed.step = stopped.carried, stopped.step
+    resumed.batch = stopped.batch
     losses = [(train_step(whole, b).loss, train_step(resumed, b).loss) for b in batches[2:]]
     assert all(one == other for one, other in losses)
 
@@ -292,7 +293,7 @@ def test_rows_that_are_reset_start_from_zero(text):
     fresh = TrainState.create(options)
     fresh.model.load_state_dict(state.model.state_dict())
     fresh.softmax.load_state_dict(state.softmax.state_dict())
-    fresh.step = state.step
+    fresh.step, fresh.batch = state.step, state.batch
     assert train_step(state, batch).loss == train_step(fresh, batch).loss
 
 

@@ -48,8 +48,8 @@ def toy_config(source: Path, directory: Path, **training: Any) -> dict[str, Any]
             "num_negative_samples": 8,
             "held_out_share": 0.1,
             "num_evaluations": 2,
-            "num_threads": 1,
             **training,
         },
+        "run": {"num_threads": 1},
         "output": {"directory": str(directory)},
     }

@@ -17,6 +17,11 @@ from pipeline.config import Section, SourceConfig, TextConfig
 class ArchitectureConfig(Section):
     """The shape of the biLM."""
 
+    input: Literal["characters", "words"] = Field(
+        "characters",
+        description="what a word is read by: its characters, as in ELMo, or its number in the "
+        "vocabulary",
+    )
     projection_dim: int = Field(
         64, gt=0, description="width of the LSTMs' outputs and of the word vectors; original 512"
     )
@@ -36,6 +41,10 @@ class ArchitectureConfig(Section):
     cell_clip: float | None = Field(3.0, gt=0, description="limit of the cells; null is off")
     proj_clip: float | None = Field(3.0, gt=0, description="limit of the outputs; null is off")
     skip_connections: bool = Field(True, description="residuals from the second layer on")
+    bidirectional: bool = Field(True, description="a backward language model beside the forward")
+    tied_softmax: bool = Field(
+        False, description="word input: the output layer's weights are the word table"
+    )
     dropout: float = Field(
         0.0,
         ge=0,
@@ -46,6 +55,11 @@ class ArchitectureConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> ArchitectureConfig:
+        if self.tied_softmax and self.input != "words":
+            raise ValueError(
+                "architecture.tied_softmax needs architecture.input: words; a model that reads "
+                "characters has no word table"
+            )
         if self.projection_dim > self.dim:
             raise ValueError(
                 f"architecture.projection_dim ({self.projection_dim}) must be at most "
@@ -60,6 +74,16 @@ class ArchitectureConfig(Section):
         return self
 
 
+class VocabularyConfig(Section):
+    """Which words are told apart as targets (and as input, by a model that reads words)."""
+
+    file: str | None = Field(
+        None, description="URL of a vocabulary file, such as `elmo vocabulary` writes; null counts"
+    )
+    max_size: int = Field(20_000, ge=4, description="most words, marks included, if counted")
+    min_count: int = Field(3, ge=1, description="rarer words are predicted as <UNK>, if counted")
+
+
 class TrainingConfig(Section):
     """How the biLM learns, and for how long."""
 
@@ -72,12 +96,22 @@ class TrainingConfig(Section):
         None, gt=0, description="training ends after this many steps; null is off"
     )
     batch_size: int = Field(
-        64, gt=0, description="rows of text that are read side by side; original 128"
+        64,
+        gt=0,
+        description="rows of text that are read side by side, by all workers together; original "
+        "128 for each GPU",
     )
     unroll_steps: int = Field(
         10,
         gt=0,
         description="words of a row in one step, through which gradients flow; original 20",
+    )
+    accumulate_batches: int = Field(1, ge=1, description="batches whose gradients make one step")
+    shuffle: Literal["sentences", "documents", "none"] = Field(
+        "sentences",
+        description="anew in every pass: sentences as in the original, or documents, whose "
+        "sentences then follow one another in a row, or nothing: each row reads a stretch of the "
+        "corpus as it stands",
     )
     optimizer: Literal["adagrad", "adamw"] = Field(
         "adamw", description="adagrad as in the original, or adamw, far faster for short runs"
@@ -85,10 +119,11 @@ class TrainingConfig(Section):
     learning_rate: float | None = Field(
         None, gt=0, description="null takes 0.2 for adagrad and 0.012 for adamw"
     )
-    learning_rate_decay: Literal["none", "linear"] = Field(
+    learning_rate_decay: Literal["none", "linear", "cosine"] = Field(
         "linear", description="fall to a fiftieth over the run, or stay as in the original"
     )
     warmup_steps: int = Field(50, ge=0, description="steps over which the learning rate rises")
+    weight_decay: float = Field(0.0, ge=0, description="of adamw")
     clip_norm: float | None = Field(
         5.0, gt=0, description="limit of the gradient's global norm, original 10; null is off"
     )
@@ -98,10 +133,6 @@ class TrainingConfig(Section):
         description="negatives of the sampled softmax; null, or half the vocabulary or more, "
         "gives the full softmax",
     )
-    vocabulary_size: int = Field(
-        20_000, ge=4, description="most words that are told apart as targets, marks included"
-    )
-    min_count: int = Field(3, ge=1, description="rarer words are predicted as <UNK>")
     state_reset_share: float = Field(
         0.1,
         ge=0,
@@ -113,7 +144,8 @@ class TrainingConfig(Section):
         0.02,
         gt=0,
         lt=1,
-        description="share of the documents, by a hash of the text, not trained on",
+        description="share of the documents, by a hash of the text, not trained on; not used if "
+        "held_out names a corpus",
     )
     num_evaluations: int = Field(
         6, ge=1, description="how often perplexity is measured, the end included, the start not"
@@ -121,24 +153,16 @@ class TrainingConfig(Section):
     max_held_out_tokens: int = Field(
         10_000, gt=0, description="tokens of the held-out text that perplexity is measured on"
     )
-    max_tokens: int = Field(
-        200_000_000, gt=0, description="reading ends here; a token takes 8 bytes of memory"
-    )
     seed: int = Field(
-        1, ge=0, description="of weights, order, dropout and negatives; see num_threads"
-    )
-    num_threads: int | None = Field(
-        2,
-        gt=0,
-        description="processor threads, at most the processors there are; null takes all. A small "
-        "model gains little from more. Equal seeds and max_steps give equal models for an equal "
-        "number of threads on equal machines; runs that max_seconds ends differ",
+        1, ge=0, description="of weights, order, dropout and negatives; see run.num_threads"
     )
 
     @model_validator(mode="after")
     def _ends(self) -> TrainingConfig:
         if self.max_seconds is None and self.max_steps is None:
             raise ValueError("give training.max_seconds or training.max_steps: training must end")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError("training.weight_decay is of adamw; set training.optimizer to adamw")
         return self
 
     @property
@@ -149,17 +173,75 @@ class TrainingConfig(Section):
         return 0.2 if self.optimizer == "adagrad" else 0.012
 
 
+class TrainingRunConfig(Section):
+    """Where the training runs, and how it survives."""
+
+    num_workers: int = Field(
+        0,
+        ge=0,
+        description="processes of Ray Train, of any node, that share the rows of each batch; 0 "
+        "trains in this process, without Ray",
+    )
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of each worker of Ray")
+    num_threads: int | None = Field(
+        2,
+        gt=0,
+        description="processor threads of a worker, at most the processors there are; null takes "
+        "all. A small model gains little from more. Equal seeds and max_steps give equal models "
+        "for an equal number of threads and workers on equal machines; runs that max_seconds ends "
+        "differ",
+    )
+    max_failures: int = Field(
+        3, ge=0, description="how often the workers are started again after one of them died"
+    )
+    checkpoint_steps: int | None = Field(
+        None, gt=0, description="a checkpoint after so many steps; null is off"
+    )
+    checkpoint_interval_s: float | None = Field(
+        300.0, gt=0, description="a checkpoint after this time; null is off"
+    )
+    keep_last: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    keep_best: int = Field(1, ge=0, description="checkpoints of the lowest perplexity, kept too")
+
+
 class ModelOutputConfig(Section):
     """Where the model is kept."""
 
-    directory: str = Field(description="local directory of the model, made if missing")
+    directory: str = Field(description="directory of the model, local or in a store")
+    checkpoint: Literal["best", "last"] = Field(
+        "best", description="which becomes the model: that of the lowest mean held-out perplexity"
+    )
+    work: str | None = Field(
+        None,
+        description="directory of prepared text, checkpoints and metrics, from which an "
+        "interrupted training goes on; all workers must reach it. null is `<directory>.training`",
+    )
+
+    @property
+    def work_directory(self) -> str:
+        """Where prepared text, checkpoints and metrics are."""
+        return self.work or f"{self.directory.rstrip('/')}.training"
 
 
 class PretrainConfig(Section):
     """The whole configuration of `jobs.pretrain`."""
 
     source: SourceConfig
+    held_out: SourceConfig | None = Field(
+        None, description="corpus to measure with, read as `source` is; null holds out a part"
+    )
     text: TextConfig = TextConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
     architecture: ArchitectureConfig = ArchitectureConfig()
     training: TrainingConfig = TrainingConfig()
+    run: TrainingRunConfig = TrainingRunConfig()
     output: ModelOutputConfig
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> PretrainConfig:
+        if self.run.num_workers > self.training.batch_size:
+            raise ValueError(
+                f"run.num_workers ({self.run.num_workers}) must be at most training.batch_size "
+                f"({self.training.batch_size}): the workers share the rows of a batch"
+            )
+        return self
