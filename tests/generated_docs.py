@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from jobs.__main__ import find_jobs
 from jobs.command import build_parser, exit_codes
 from pipeline.config import EmbedConfig
-from pipeline.pretrain_config import PretrainConfig
+from pipeline.pretraining.config import PretrainConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 _BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -32,7 +32,7 @@ def generated_blocks() -> dict[str, Callable[[], str]]:
         "common flags": common_flags_table,
         "exit codes": exit_codes_table,
         "keys embed": lambda: keys_table(EmbedConfig),
-        "keys pretrain": lambda: keys_table(PretrainConfig, without=("source", "text")),
+        "keys pretrain": lambda: keys_table(PretrainConfig, without=("source", "held_out", "text")),
     }
     for name in find_jobs():
         blocks[f"job {name}"] = lambda name=name: job_section(name)

@@ -24,6 +24,8 @@ RAY_MODULES = {
     "pipeline/cluster.py",
     "pipeline/finish.py",
     "pipeline/maintenance.py",
+    "pipeline/pretraining/ray_text.py",
+    "pipeline/pretraining/ray_train.py",
     "pipeline/watch.py",
 }
 STORE_MODULES = {"pipeline/storage.py", "pipeline/s3_filesystem.py"}

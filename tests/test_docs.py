@@ -12,7 +12,7 @@ import yaml
 from jobs.__main__ import find_jobs
 from jobs.command import build_parser, exit_codes
 from pipeline.config import EmbedConfig, build, known_keys
-from pipeline.pretrain_config import PretrainConfig
+from pipeline.pretraining.config import PretrainConfig
 from pipeline.sources.reasons import Reason
 from tests.generated_docs import block_names, generated_blocks, rewrite
 

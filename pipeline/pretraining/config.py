@@ -182,6 +182,12 @@ class TrainingRunConfig(Section):
         description="processes of Ray Train, of any node, that share the rows of each batch; 0 "
         "trains in this process, without Ray",
     )
+    min_workers: int | None = Field(
+        None,
+        gt=0,
+        description="the training also begins, and goes on, with so few workers if the cluster has "
+        "no room for more; null is num_workers",
+    )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of each worker of Ray")
     num_threads: int | None = Field(
         2,
@@ -200,8 +206,20 @@ class TrainingRunConfig(Section):
     checkpoint_interval_s: float | None = Field(
         300.0, gt=0, description="a checkpoint after this time; null is off"
     )
+    tensorboard_directory: str | None = Field(
+        None, description="local directory for TensorBoard's files (extra 'tensorboard')"
+    )
     keep_last: int = Field(2, ge=1, description="newest checkpoints that are kept")
     keep_best: int = Field(1, ge=0, description="checkpoints of the lowest perplexity, kept too")
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> TrainingRunConfig:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"run.min_workers ({self.min_workers}) must be at most run.num_workers "
+                f"({self.num_workers})"
+            )
+        return self
 
 
 class ModelOutputConfig(Section):

@@ -36,6 +36,7 @@ from pipeline.pretraining.prefetch import Prefetched
 from pipeline.pretraining.schedule import learning_rate
 from pipeline.pretraining.shards import PreparedText, read_unit
 from pipeline.pretraining.streams import BatchShape, Snapshot, StreamPosition, TextBatches
+from pipeline.pretraining.tensorboard import TensorBoard
 from pipeline.pretraining.units import ReadingOrder
 from pipeline.storage import open_storage
 
@@ -137,6 +138,8 @@ class _Loop:
         self._streams = range(first, last)
         self._state = self._new_state(rows_per_stream * first, rows_per_stream * (last - first))
         self._batches = self._open_text(rows_per_stream)
+        directory = task.config.run.tensorboard_directory if crew.rank == 0 else None
+        self._board = TensorBoard(directory, self._state.step)
         self._start = self._checkpointed = time.monotonic()
 
     def run(self) -> TrainingEnd:
@@ -145,7 +148,7 @@ class _Loop:
         stopped = False
         if not self._curve:
             self._measure()
-        with Prefetched(iter(self._batches)) as ready:
+        with self._board, Prefetched(iter(self._batches)) as ready:
             while True:
                 done, stopped = self._crew.share((self._share_done(), self._interrupt()))
                 if done >= len(self._curve) / self._training.num_evaluations:
@@ -234,16 +237,16 @@ class _Loop:
         steps = self._training.unroll_steps * self._training.accumulate_batches
         self._tokens += self._training.batch_size * steps
         if self._metrics is not None:
-            self._metrics.step(
-                StepMetrics(
-                    step=state.step,
-                    tokens=self._tokens,
-                    train_seconds=round(self._train_seconds(), 3),
-                    losses=losses_S.tolist(),
-                    learning_rate=rate,
-                    gradient_norm=float(result.gradient_norm),
-                )
+            metrics = StepMetrics(
+                step=state.step,
+                tokens=self._tokens,
+                train_seconds=round(self._train_seconds(), 3),
+                losses=losses_S.tolist(),
+                learning_rate=rate,
+                gradient_norm=float(result.gradient_norm),
             )
+            self._metrics.step(metrics)
+            self._board.step(metrics)
         self._report()
 
     def _report(self) -> None:
@@ -290,6 +293,7 @@ class _Loop:
         if self._metrics is not None:
             log.info("step %d: held-out perplexity %s", measurement.step, describe(measurement))
             self._metrics.measured(measurement)
+            self._board.measured(measurement)
             self._metrics.write()
         self._report()
 

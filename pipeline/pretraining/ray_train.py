@@ -6,19 +6,16 @@ Ray's own checkpoints and data splitting, which begin with the first row again, 
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 # Ray reads this when it is imported: no table of metrics is printed.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_METRICS", "0")
 
 import ray
-import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -29,7 +26,6 @@ from pipeline import errors
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.pretraining.crew import DistributedCrew
 from pipeline.pretraining.loop import OnProgress, TrainingEnd, TrainingTask, train
-from pipeline.pretraining.metrics import Measurement
 from pipeline.storage import open_storage
 
 REPORT_INTERVAL_S = 1.0
@@ -55,6 +51,9 @@ def train_on_ray(task: TrainingTask, on_progress: OnProgress) -> TrainingEnd:
             "storage_filesystem": storage.as_arrow_filesystem(),
         }
     threads = run.num_threads or 1
+    num_workers: int | tuple[int, int] = run.num_workers
+    if run.min_workers is not None and run.min_workers < run.num_workers:
+        num_workers = (run.min_workers, run.num_workers)
     resources: dict[str, float] = {"CPU": threads}
     if run.gpus_per_worker:
         resources["GPU"] = run.gpus_per_worker
@@ -62,7 +61,7 @@ def train_on_ray(task: TrainingTask, on_progress: OnProgress) -> TrainingEnd:
         _work,
         train_loop_config={"task": task, "board": board},
         scaling_config=ScalingConfig(
-            num_workers=run.num_workers,
+            num_workers=num_workers,
             use_gpu=run.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
@@ -70,16 +69,15 @@ def train_on_ray(task: TrainingTask, on_progress: OnProgress) -> TrainingEnd:
     )
     try:
         with _progress(board, on_progress):
-            metrics = trainer.fit().metrics or {}
+            trainer.fit()
+        outcome = ray.get(board.outcome.remote())
     except TrainingFailedError as error:
         raise _failure(error, run.max_failures) from None
     finally:
         ray.kill(board)
-    if "error" in metrics:
-        raise _error(metrics["error"], metrics["message"])
-    values = json.loads(metrics["end"])
-    values["curve"] = tuple(Measurement(**measurement) for measurement in values["curve"])
-    return TrainingEnd(**values)
+    if isinstance(outcome, TrainingEnd):
+        return outcome
+    raise _error(*outcome)
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -98,19 +96,31 @@ def _work(config: dict[str, Any]) -> None:
         end = train(task, crew, get_device(), note)
     except ElmoError as error:
         # All workers meet it at the same step, and would again.
-        ray.train.report({"error": type(error).__name__, "message": str(error)})
+        ray.get(board.finish.remote((type(error).__name__, str(error))))
         return
-    ray.train.report({"end": json.dumps(asdict(end))})
+    if crew.rank == 0:
+        ray.get(board.finish.remote(end))
 
 
 class _Board:
-    """The last progress of the first worker; an actor, since workers are in other processes."""
+    """What workers tell the driver: the first one's progress, and how the training ended.
+
+    An actor, since workers are in other processes; Ray Train keeps nothing of what is reported
+    without a checkpoint of its own.
+    """
 
     def __init__(self) -> None:
         self._last: tuple[int, float, int, str] | None = None
+        self._outcome: TrainingEnd | tuple[str, str] | None = None
 
     def note(self, progress: tuple[int, float, int, str]) -> None:
         self._last = progress
+
+    def finish(self, outcome: TrainingEnd | tuple[str, str]) -> None:
+        self._outcome = outcome
+
+    def outcome(self) -> TrainingEnd | tuple[str, str] | None:
+        return self._outcome
 
     def last(self) -> tuple[int, float, int, str] | None:
         return self._last

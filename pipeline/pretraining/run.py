@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, CorruptFileError
 from pipeline.pretraining.checkpoints import Checkpoint, Checkpoints
 from pipeline.pretraining.config import PretrainConfig
 from pipeline.pretraining.crew import Alone
+from pipeline.pretraining.curves import draw_curves
 from pipeline.pretraining.loop import (
     CHECKPOINTS,
     OnProgress,
@@ -128,11 +129,14 @@ def finish(prepared: Prepared, end: TrainingEnd) -> dict[str, Any]:
     """
     task = prepared.task
     config = task.config
-    checkpoint = _chosen(config, Checkpoints(open_storage(task.work), CHECKPOINTS), end)
+    storage = open_storage(task.work)
+    checkpoint = _chosen(config, Checkpoints(storage, CHECKPOINTS), end)
     state = TrainState.create(task.options, config.training.seed, config.training.optimizer)
     load_weights(state, checkpoint, task.options)
     record = make_record(prepared, end, checkpoint.step)
     write_model(config.output.directory, state, task.words, record)
+    if draw_curves(storage) is None:
+        log.info("no picture of the training: install elmo-nightly[plots] for one")
     return record
 
 

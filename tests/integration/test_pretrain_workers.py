@@ -39,6 +39,13 @@ def trained_on_ray(config, on_progress=silent):
     return prepared, train_on_ray(prepared.task, on_progress)
 
 
+def assert_like(found, expected, rel=1e-4):
+    """Equal but for the order in which the rows are added up."""
+    assert found.keys() == expected.keys()
+    for step, losses in expected.items():
+        assert found[step] == pytest.approx(losses, rel=rel)
+
+
 def training_workers():
     """Processes of Ray Train's workers."""
     found = []
@@ -49,20 +56,17 @@ def training_workers():
     return sorted(found)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-@pytest.mark.parametrize("optimizer", ["adagrad", "adamw"])
-def test_workers_learn_together_what_one_would(toy, tmp_path, workers, optimizer):
+@pytest.mark.parametrize(("optimizer", "workers"), [("adagrad", 2), ("adamw", 3)])
+def test_workers_learn_together_what_one_would(toy, tmp_path, optimizer, workers):
     settings = {"optimizer": optimizer, "max_steps": 8, "state_reset_share": 0.4}
     alone = config_of(toy, tmp_path / "alone", **settings)
     train_here(prepare(alone).task, silent)
     together = config_of(toy, tmp_path / "together", run={"num_workers": workers}, **settings)
-    prepared, end = trained_on_ray(together)
+    seen = []
+    prepared, end = trained_on_ray(together, lambda *progress: seen.append(progress))
     assert end.is_done
-    one, many = losses_of(alone), losses_of(together)
-    assert one.keys() == many.keys()
-    for step, losses in one.items():
-        # Sums over the rows are made in another order.
-        assert many[step] == pytest.approx(losses, rel=1e-4)
+    assert "held-out forward" in seen[-1][3]
+    assert_like(losses_of(together), losses_of(alone))
     assert end.tokens == 8 * 8 * 10
     finish(prepared, end)
     state = load_directory(tmp_path / "together").state
@@ -71,23 +75,22 @@ def test_workers_learn_together_what_one_would(toy, tmp_path, workers, optimizer
 
 def test_a_training_goes_on_with_another_number_of_workers(toy, tmp_path):
     settings = {"learning_rate_decay": "none", "num_evaluations": 1}
-    whole = config_of(toy, tmp_path / "whole", max_steps=9, **settings)
+    whole = config_of(toy, tmp_path / "whole", max_steps=6, **settings)
     train_here(prepare(whole).task, silent)
-    parts = tmp_path / "parts"
-    for workers, steps in ((2, 3), (4, 6), (0, 9)):
-        config = config_of(toy, parts, run={"num_workers": workers}, max_steps=steps, **settings)
+    for workers, steps in ((2, 3), (0, 6)):
+        run = {"num_workers": workers}
+        config = config_of(toy, tmp_path / "parts", run=run, max_steps=steps, **settings)
         task = prepare(config).task
         end = train_on_ray(task, silent) if workers else train_here(task, silent)
         assert end.step == steps
-    for step, losses in losses_of(whole).items():
-        assert losses_of(config)[step] == pytest.approx(losses, rel=1e-4)
+    assert_like(losses_of(config), losses_of(whole))
 
 
 def test_a_worker_that_is_killed_is_replaced_and_nothing_changes(toy, tmp_path):
     settings = {"max_steps": 400, "num_evaluations": 1}
     run = {"num_workers": 2, "checkpoint_steps": 25, "checkpoint_interval_s": None}
-    whole = config_of(toy, tmp_path / "whole", run=run, **settings)
-    trained_on_ray(whole)
+    whole = config_of(toy, tmp_path / "whole", **settings)
+    train_here(prepare(whole).task, silent)
     config = config_of(toy, tmp_path / "killed", run=run, **settings)
     killed = []
 
@@ -106,11 +109,11 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_changes(toy, tmp_path):
     thread.join()
     assert killed
     assert end.step == 400
-    assert losses_of(config) == losses_of(whole)
+    assert_like(losses_of(config), losses_of(whole), rel=1e-2)
 
 
 def test_workers_that_die_again_and_again_end_the_training_with_its_checkpoints(toy, tmp_path):
-    run = {"num_workers": 2, "checkpoint_steps": 5, "max_failures": 1}
+    run = {"num_workers": 2, "checkpoint_steps": 5, "max_failures": 0}
     config = config_of(toy, tmp_path / "model", run=run, max_steps=10**6)
     ended = threading.Event()
 
@@ -128,7 +131,7 @@ def test_workers_that_die_again_and_again_end_the_training_with_its_checkpoints(
     thread = threading.Thread(target=kill_workers)
     thread.start()
     try:
-        with pytest.raises(ClusterError, match="failed 2 times.*the same command goes on"):
+        with pytest.raises(ClusterError, match="failed 1 times.*the same command goes on"):
             trained_on_ray(config)
     finally:
         ended.set()
@@ -148,16 +151,6 @@ def test_what_a_worker_says_reaches_the_user(toy, tmp_path):
     with pytest.raises(Exception, match="training diverged, lower the learning rate") as raised:
         trained_on_ray(config)
     assert type(raised.value).__name__ == "ElmoError"
-
-
-def test_progress_of_the_workers_reaches_the_driver(toy, tmp_path):
-    seen = []
-    run = {"num_workers": 2}
-    config = config_of(toy, tmp_path / "model", run=run, max_steps=None, max_seconds=6.0)
-    trained_on_ray(config, lambda *progress: seen.append(progress))
-    assert seen
-    assert seen[-1][0] > 0
-    assert "held-out forward" in seen[-1][3]
 
 
 def test_the_corpus_is_prepared_in_tasks_as_it_is_in_one_process(toy, tmp_path):

@@ -10,7 +10,7 @@ from jobs.command import main
 from jobs.pretrain import JOB
 from pipeline.config import build
 from pipeline.errors import ConfigError
-from pipeline.pretrain_config import PretrainConfig
+from pipeline.pretraining.config import PretrainConfig
 from tests.pipeline.toy_corpus import toy_config, write_toy_corpus
 
 

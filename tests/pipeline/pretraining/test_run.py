@@ -4,8 +4,10 @@ import json
 import math
 import os
 import signal
+import struct
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -296,6 +298,30 @@ def test_metrics_hold_a_line_for_each_step_and_each_measurement(toy, tmp_path):
     assert steps[0]["learning_rate"] < steps[2]["learning_rate"]
     assert all(line["gradient_norm"] > 0 and len(line["losses"]) == 2 for line in steps)
     assert [line["held_out"]["step"] for line in values if "held_out" in line] == [0, 3, 6]
+
+
+def test_the_curves_are_drawn_at_the_end(toy, tmp_path):
+    config = config_of(toy, tmp_path / "model", max_steps=30)
+    finish(*trained(config))
+    picture = Path(config.output.work_directory, "curves.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", picture[16:24])
+    assert (width, height) == (1320, 840)
+    assert len(set(picture)) > 200
+
+
+def test_tensorboard_gets_the_same_numbers(toy, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = {"tensorboard_directory": str(tmp_path / "board"), "num_threads": 1}
+    config = config_of(toy, tmp_path / "model", max_steps=6, run=run)
+    _, end = trained(config)
+    found = EventAccumulator(str(tmp_path / "board")).Reload()
+    losses = {event.step: event.value for event in found.Scalars("loss/backward")}
+    expected = {step: losses[1] for step, losses in losses_of(config).items()}
+    assert losses == pytest.approx(expected)
+    means = [event.value for event in found.Scalars("perplexity/mean")]
+    assert means == pytest.approx([measurement.mean for measurement in end.curve])
 
 
 def test_a_text_to_measure_with_may_be_given(toy, tmp_path):
