@@ -36,15 +36,18 @@ def weights_kind(path: str | Path) -> Kind:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
     if head.startswith(_HDF5_MAGIC):
         return "hdf5"
-    if head.startswith(_PICKLE_MAGIC) or str(path).lower().endswith(_PICKLE_ENDINGS):
+    # A safetensors file is the header's size in 8 bytes, then the header, which is JSON.
+    is_safetensors = head[8:9] == b"{"
+    # A header of 640 bytes begins like a pickle; no pickle has four zeros there.
+    is_pickle = head.startswith(_PICKLE_MAGIC) and not (is_safetensors and head[4:8] == bytes(4))
+    if is_pickle or str(path).lower().endswith(_PICKLE_ENDINGS):
         raise ModelFileError(
             f"{path}: is a pickle, which may run any program when it is opened, so it is not read. "
             "If you trust it, convert it once where torch is installed: "
             "state = torch.load(PATH, map_location='cpu', weights_only=True); "
             "safetensors.torch.save_file(state, 'weights.safetensors')"
         )
-    # A safetensors file is the header's size in 8 bytes, then the header, which is JSON.
-    if len(head) > 8 and head[8:9] == b"{":
+    if is_safetensors:
         return "safetensors"
     what = "is empty" if not head else f"starts with {head[:16]!r}"
     if head.startswith(b"version https://git-lfs"):

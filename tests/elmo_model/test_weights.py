@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from elmo_model import Encoder
 from elmo_model.bilm import BiLM
 from elmo_model.errors import ModelFileError
+from elmo_model.files import weights_kind
 from elmo_model.options import ElmoOptions
 from elmo_model.weight_table import datasets
 from elmo_model.weights import (
@@ -248,6 +249,20 @@ def test_a_file_of_another_kind_is_refused(name, head, message, options, tmp_pat
     (tmp_path / name).write_bytes(head)
     with pytest.raises(ModelFileError, match=message):
         read(tmp_path / name, options)
+
+
+@pytest.mark.parametrize("header_bytes", [640, 896, 1152, 1408, 640 + (1 << 16)])
+def test_a_header_whose_size_begins_like_a_pickle_is_still_read(header_bytes, options, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].rstrip().ljust(header_bytes)
+    path.write_bytes(header_bytes.to_bytes(8, "little") + header + content[8 + size :])
+    assert path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    assert weights_kind(path) == "safetensors"
+    with pytest.raises(ModelFileError, match="is missing, options.json asks for it"):
+        read(path, options)
 
 
 def test_a_missing_file_is_refused(options, tmp_path):
