@@ -84,6 +84,41 @@ class VocabularyConfig(Section):
     min_count: int = Field(3, ge=1, description="rarer words are predicted as <UNK>, if counted")
 
 
+class StartConfig(Section):
+    """What the weights start from, where not from random numbers."""
+
+    directory: str | None = Field(
+        None,
+        description="model directory to go on from: its shape counts and not `architecture`; the "
+        "softmax keeps the rows of words that both vocabularies have",
+    )
+    options_file: str | None = Field(None, description="options.json of a released model, instead")
+    weights_file: str | None = Field(None, description="its weights")
+    vocabulary_file: str | None = Field(None, description="its words, for word input")
+    word_vectors_file: str | None = Field(
+        None,
+        description="word input: vectors of words, in word2vec's or GloVe's formats, gzip or not",
+    )
+    freeze_word_vectors: bool = Field(
+        False, description="hold the vectors that were found fixed; the others are learned"
+    )
+
+    @model_validator(mode="after")
+    def _names_one(self) -> StartConfig:
+        if (self.options_file is None) != (self.weights_file is None):
+            raise ValueError("give start.options_file and start.weights_file together")
+        if self.directory is not None and self.options_file is not None:
+            raise ValueError("give start.directory, or start.options_file with its weights")
+        if self.freeze_word_vectors and self.word_vectors_file is None:
+            raise ValueError("start.freeze_word_vectors needs start.word_vectors_file")
+        return self
+
+    @property
+    def has_model(self) -> bool:
+        """Whether it names a model."""
+        return self.directory is not None or self.options_file is not None
+
+
 class TrainingConfig(Section):
     """How the biLM learns, and for how long."""
 
@@ -251,12 +286,24 @@ class PretrainConfig(Section):
     text: TextConfig = TextConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     architecture: ArchitectureConfig = ArchitectureConfig()
+    start: StartConfig = StartConfig()
     training: TrainingConfig = TrainingConfig()
     run: TrainingRunConfig = TrainingRunConfig()
     output: ModelOutputConfig
 
     @model_validator(mode="after")
     def _rows_fit(self) -> PretrainConfig:
+        reads_words = self.architecture.input == "words" or self.start.has_model
+        if self.start.word_vectors_file and not reads_words:
+            raise ValueError(
+                "start.word_vectors_file needs architecture.input: words; a model that reads "
+                "characters has no word table"
+            )
+        if self.start.freeze_word_vectors and self.training.weight_decay:
+            raise ValueError(
+                "start.freeze_word_vectors and training.weight_decay exclude each other: the decay "
+                "would move what is to stay; set one of them to its default"
+            )
         if self.run.num_workers > self.training.batch_size:
             raise ValueError(
                 f"run.num_workers ({self.run.num_workers}) must be at most training.batch_size "

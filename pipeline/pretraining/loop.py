@@ -24,8 +24,10 @@ from elmo_model.lm_batches import LmBatch, WordTable
 from elmo_model.options import ElmoOptions
 from elmo_model.perplexity import perplexity
 from elmo_model.state import BiLMState
+from elmo_model.token_embedding import TokenEmbedding
 from elmo_model.training import TrainState, train_step
 from elmo_model.vocabulary import Vocabulary
+from elmo_model.word_vectors import freeze_rows
 from pipeline.errors import CorruptFileError
 from pipeline.pretraining.checkpoints import Checkpoint, Checkpoints
 from pipeline.pretraining.config import PretrainConfig
@@ -35,6 +37,7 @@ from pipeline.pretraining.metrics import Measurement, Metrics, StepMetrics, desc
 from pipeline.pretraining.prefetch import Prefetched
 from pipeline.pretraining.schedule import learning_rate
 from pipeline.pretraining.shards import PreparedText, read_unit
+from pipeline.pretraining.start import FROZEN, FROZEN_ROWS, softmax_tensors
 from pipeline.pretraining.streams import BatchShape, Snapshot, StreamPosition, TextBatches
 from pipeline.pretraining.tensorboard import TensorBoard
 from pipeline.pretraining.units import ReadingOrder
@@ -132,6 +135,7 @@ class _Loop:
         self._seconds_before = 0.0
         self._evaluation_seconds = 0.0
         self._checkpoint_step: int | None = None
+        self._frozen_V: Tensor | None = None
         self._held_out: HeldOutText | None = None
         rows_per_stream = self._training.batch_size // task.num_streams
         first, last = (task.num_streams * at // crew.size for at in (crew.rank, crew.rank + 1))
@@ -345,7 +349,7 @@ class _Loop:
         state = self._state
         tensors = {
             "model": state.model.state_dict(),
-            "softmax": _softmax_tensors(state, self._task.options),
+            "softmax": softmax_tensors(state.softmax, self._task.options),
             "optimizer": _optimizer_tensors(state.optimizer),
         }
         if state.carried is not None:
@@ -353,6 +357,8 @@ class _Loop:
                 "cells": torch.cat([cells for _, cells, _ in parts], 2),
                 "outputs": torch.cat([outputs for _, _, outputs in parts], 2),
             }
+        if self._frozen_V is not None:
+            tensors[FROZEN] = {FROZEN_ROWS: self._frozen_V}
         positions = [position for found, _, _ in parts for position in found]
         record = {
             "batch": state.batch,
@@ -376,6 +382,13 @@ class _Loop:
     def _load(self, state: TrainState, checkpoint: Checkpoint, num_rows: int) -> None:
         record = checkpoint.record
         load_weights(state, checkpoint, self._task.options)
+        if FROZEN in checkpoint.tensors:
+            self._frozen_V = checkpoint.tensors[FROZEN][FROZEN_ROWS]
+            assert isinstance(state.model.token_embedding, TokenEmbedding)
+            freeze_rows(state.model.token_embedding, self._frozen_V.numpy())
+        if not record:
+            # Weights to start from; nothing was trained yet.
+            return
         try:
             _load_optimizer(state.optimizer, checkpoint.tensors["optimizer"])
             state.step, state.batch = checkpoint.step, int(record["batch"])
@@ -415,7 +428,7 @@ def load_weights(state: TrainState, checkpoint: Checkpoint, options: ElmoOptions
     """
     try:
         state.model.load_state_dict(dict(checkpoint.tensors["model"]))
-        softmax = _softmax_tensors(state, options)
+        softmax = softmax_tensors(state.softmax, options)
         softmax.update(checkpoint.tensors["softmax"])
         state.softmax.load_state_dict({**state.softmax.state_dict(), **softmax})
     except (KeyError, RuntimeError) as error:
@@ -426,14 +439,6 @@ def load_weights(state: TrainState, checkpoint: Checkpoint, options: ElmoOptions
             f"{first[1].strip() if len(first) > 1 else first[0]}. Begin anew with --overwrite, or "
             "name another output.work"
         ) from None
-
-
-def _softmax_tensors(state: TrainState, options: ElmoOptions) -> dict[str, Tensor]:
-    """The output layer's own tensors; its weights may be the word table, kept with the model."""
-    tensors: dict[str, Tensor] = state.softmax.state_dict()
-    if options.training.share_embedding_softmax:
-        tensors.pop("weight")
-    return tensors
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -8,9 +8,7 @@ from pipeline.pretraining.config import PretrainConfig
 
 def make_options(config: PretrainConfig, vocabulary_size: int) -> ElmoOptions:
     """The options of a new model with so many words."""
-    shape, training = config.architecture, config.training
-    num_negatives = training.num_negative_samples
-    is_sampled = num_negatives is not None and 2 * num_negatives < vocabulary_size
+    shape = config.architecture
     char_cnn = CharCnnOptions(
         embedding_dim=shape.char_embedding_dim,
         filters=shape.filters,
@@ -29,15 +27,23 @@ def make_options(config: PretrainConfig, vocabulary_size: int) -> ElmoOptions:
         ),
         char_cnn=char_cnn if shape.input == "characters" else None,
         bidirectional=shape.bidirectional,
-        training=TrainingOptions(
-            dropout=shape.dropout,
-            all_clip_norm_val=training.clip_norm,
-            n_tokens_vocab=vocabulary_size,
-            n_negative_samples_batch=num_negatives if is_sampled else None,
-            sample_softmax=is_sampled,
-            share_embedding_softmax=shape.tied_softmax,
-            batch_size=training.batch_size,
-            unroll_steps=training.unroll_steps,
-            learning_rate=training.initial_learning_rate,
-        ),
+        training=training_options(config, vocabulary_size),
+    )
+
+
+def training_options(config: PretrainConfig, vocabulary_size: int) -> TrainingOptions:
+    """How a model with so many words is trained, whatever its shape."""
+    training = config.training
+    num_negatives = training.num_negative_samples
+    is_sampled = num_negatives is not None and 2 * num_negatives < vocabulary_size
+    return TrainingOptions(
+        dropout=config.architecture.dropout,
+        all_clip_norm_val=training.clip_norm,
+        n_tokens_vocab=vocabulary_size,
+        n_negative_samples_batch=num_negatives if is_sampled else None,
+        sample_softmax=is_sampled,
+        share_embedding_softmax=config.architecture.tied_softmax,
+        batch_size=training.batch_size,
+        unroll_steps=training.unroll_steps,
+        learning_rate=training.initial_learning_rate,
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from elmo_model.options import ElmoOptions
 from elmo_model.training import TrainState
 from elmo_model.vocabulary import Vocabulary
 from pipeline.errors import ConfigError, CorruptFileError
@@ -35,9 +36,9 @@ from pipeline.pretraining.loop import (
 )
 from pipeline.pretraining.metrics import METRICS_NAME
 from pipeline.pretraining.model_output import write_model
-from pipeline.pretraining.options import make_options
 from pipeline.pretraining.prepare import RunTasks, local, prepare_text
 from pipeline.pretraining.shards import PreparedText
+from pipeline.pretraining.start import make_start
 from pipeline.pretraining.units import streams_for
 from pipeline.pretraining.vocabulary import make_vocabulary
 from pipeline.storage import Storage, open_storage
@@ -97,7 +98,7 @@ def prepare(
         task, covered_share = _found(config, storage)
     else:
         task, covered_share = _decided(config, storage, run_tasks, on_progress)
-    return Prepared(task, covered_share, max(checkpoints.steps(), default=None))
+    return Prepared(task, covered_share, max(filter(None, checkpoints.steps()), default=None))
 
 
 def train_here(task: TrainingTask, on_progress: OnProgress) -> TrainingEnd:
@@ -220,7 +221,7 @@ def _decided(
         config,
         text,
         vocabulary.words,
-        make_options(config, len(vocabulary)),
+        make_start(config, vocabulary, Checkpoints(storage, CHECKPOINTS)),
         num_streams,
         config.output.work_directory,
     )
@@ -229,6 +230,7 @@ def _decided(
         "settings": _settings(config),
         "text": text.to_json(),
         "words": list(task.words),
+        "options": task.options.to_dict(prediction=False),
         "num_streams": num_streams,
         "covered_share": covered_share,
     }
@@ -247,6 +249,7 @@ def _found(config: PretrainConfig, storage: Storage) -> tuple[TrainingTask, floa
         covered_share = float(content["covered_share"])
         text = PreparedText.from_json(content["text"], url)
         Vocabulary(words, url)
+        options = ElmoOptions.from_dict(content["options"], url)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(
             f"{url}: expected the record of a training, found {error!r}; begin anew with "
@@ -258,7 +261,6 @@ def _found(config: PretrainConfig, storage: Storage) -> tuple[TrainingTask, floa
             f"{storage.url}: holds a training with other settings: {change}. Give the same "
             "settings to go on with it, --overwrite to begin anew, or another output.work"
         )
-    options = make_options(config, len(words))
     work = config.output.work_directory
     return TrainingTask(config, text, words, options, num_streams, work), covered_share
 
