@@ -19,6 +19,7 @@ from jobs.__main__ import find_jobs
 from jobs.command import build_parser, exit_codes
 from pipeline.config import EmbedConfig
 from pipeline.pretraining.config import PretrainConfig
+from pipeline.vocabulary_config import VocabularyConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 _BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -33,6 +34,7 @@ def generated_blocks() -> dict[str, Callable[[], str]]:
         "exit codes": exit_codes_table,
         "keys embed": lambda: keys_table(EmbedConfig),
         "keys pretrain": lambda: keys_table(PretrainConfig, without=("source", "held_out", "text")),
+        "keys vocabulary": lambda: keys_table(VocabularyConfig, without=("source", "text")),
     }
     for name in find_jobs():
         blocks[f"job {name}"] = lambda name=name: job_section(name)

@@ -22,6 +22,7 @@ RAY_MODULES = {
     "pipeline/dataset.py",
     "pipeline/plan.py",
     "pipeline/cluster.py",
+    "pipeline/count_words.py",
     "pipeline/finish.py",
     "pipeline/maintenance.py",
     "pipeline/pretraining/ray_text.py",

@@ -14,6 +14,7 @@ from jobs.command import build_parser, exit_codes
 from pipeline.config import EmbedConfig, build, known_keys
 from pipeline.pretraining.config import PretrainConfig
 from pipeline.sources.reasons import Reason
+from pipeline.vocabulary_config import VocabularyConfig
 from tests.generated_docs import block_names, generated_blocks, rewrite
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +58,7 @@ def test_every_job_flag_and_exit_code_is_in_the_page_of_jobs():
             assert re.search(rf"\| {code} \||exit code {code}:", page), f"{job.name} {code}"
 
 
-@pytest.mark.parametrize("model", [EmbedConfig, PretrainConfig])
+@pytest.mark.parametrize("model", [EmbedConfig, PretrainConfig, VocabularyConfig])
 def test_every_key_is_described_in_the_page_of_configuration(model):
     page = text_of("docs/CONFIGURATION.md")
     for key, description in known_keys(model).items():

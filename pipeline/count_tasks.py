@@ -1,0 +1,87 @@
+"""What the reading tasks of a word count do: read, tokenise, count, hand on. No Ray here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from pipeline.records import RejectedRow, RejectedRows, SourceSplit
+from pipeline.rejected import count_by_code
+from pipeline.sources.read import read_documents
+from pipeline.text import tokenise
+from pipeline.vocabulary_config import VocabularyConfig
+from pipeline.word_counts import HeldCounts, split_by_bucket
+
+
+@dataclass
+class ReadTally:
+    """What reading met. `examples` has a rejected row of every code in `rejected_by_code`."""
+
+    documents: int = 0
+    tokens: int = 0
+    cut_tokens: int = 0
+    rejected_by_code: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, RejectedRow] = field(default_factory=dict)
+
+    def add(self, other: ReadTally) -> None:
+        """Add another tally to this one."""
+        self.documents += other.documents
+        self.tokens += other.tokens
+        self.cut_tokens += other.cut_tokens
+        self._add_rejected(other.rejected_by_code)
+        self.examples = other.examples | self.examples
+
+    def reject(self, rejected: RejectedRows) -> None:
+        """Count rejected rows."""
+        if not len(rejected):
+            return
+        by_code = count_by_code(rejected.table)
+        codes = rejected.table["code"].combine_chunks()
+        for code in by_code.keys() - self.examples.keys():
+            first = rejected.table.slice(codes.index(code).as_py(), 1)
+            (self.examples[code],) = RejectedRows(first)
+        self._add_rejected(by_code)
+
+    @property
+    def rejected(self) -> int:
+        """Rejected rows."""
+        return sum(self.rejected_by_code.values())
+
+    def _add_rejected(self, by_code: dict[str, int]) -> None:
+        for code, count in by_code.items():
+            self.rejected_by_code[code] = self.rejected_by_code.get(code, 0) + count
+
+
+def count_group(
+    config: VocabularyConfig, splits: Sequence[SourceSplit], num_buckets: int
+) -> Iterator[pa.Table | ReadTally]:
+    """Count the words of some splits.
+
+    Yields, once or more often: the counts of every bucket (COUNTS_SCHEMA, words hashed as
+    `split_by_bucket` does), then the tally of what they were counted in. Never more than
+    `run.max_held_bytes` of counts are held, beside those of one batch of documents.
+
+    Raises:
+        SourceError: a file is bad, has changed or is gone.
+        StorageError: the store failed.
+    """
+    held = HeldCounts(config.run.max_held_bytes)
+    tally = ReadTally()
+    for split in splits:
+        for batch in read_documents(split, config.source, config.text):
+            tally.reject(batch.rejected)
+            if not batch.documents.num_rows:
+                continue
+            tokenised = tokenise(batch.documents, config.text)
+            chunks = [chunk.flatten() for chunk in tokenised["tokens"].chunks]
+            tally.documents += tokenised.num_rows
+            tally.tokens += sum(map(len, chunks))
+            tally.cut_tokens += sum(tokenised["num_cut_tokens"].to_pylist())
+            if held.add(pa.chunked_array(chunks)):
+                yield from split_by_bucket(held.take(), num_buckets)
+                yield tally
+                tally = ReadTally()
+    yield from split_by_bucket(held.take(), num_buckets)
+    yield tally
