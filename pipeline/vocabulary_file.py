@@ -94,7 +94,7 @@ def _lines(lines: pa.ChunkedArray) -> bytes:
 
 def _locate(url: str) -> tuple[Storage, str]:
     directory, slash, name = url.rpartition("/")
-    if not name:
+    if name in ("", ".", ".."):
         raise ConfigError(_DIRECTORY.format(redact_url(url)))
     if not directory:
         directory = slash or "."
