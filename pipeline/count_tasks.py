@@ -80,8 +80,11 @@ def count_group(
             tally.tokens += sum(map(len, chunks))
             tally.cut_tokens += sum(tokenised["num_cut_tokens"].to_pylist())
             if held.add(pa.chunked_array(chunks)):
-                yield from split_by_bucket(held.take(), num_buckets)
+                # Not `yield from`: Ray sends values into the generator, which lists do not take.
+                for counts in split_by_bucket(held.take(), num_buckets):
+                    yield counts
                 yield tally
                 tally = ReadTally()
-    yield from split_by_bucket(held.take(), num_buckets)
+    for counts in split_by_bucket(held.take(), num_buckets):
+        yield counts
     yield tally
