@@ -42,7 +42,7 @@ TASK_BYTES = 256 << 20
 MIN_TASKS, MAX_TASKS = 200, 2000
 # So much of the corpus may lie behind one bucket of words. As text grows, new words become rarer:
 # a bucket of the largest corpora, a trillion words, holds a few million.
-BUCKET_BYTES = 512 << 20
+BUCKET_BYTES = 128 << 20
 MAX_BUCKETS = 200
 # Reading tasks that are started or wait for a processor, for each processor of the cluster.
 TASKS_PER_CPU = 2
