@@ -22,6 +22,8 @@ COUNTS_SCHEMA = pa.schema(
 )
 # Arrow's strings have 32-bit offsets: what is merged at once must not hold more text than that.
 MAX_MERGED_BYTES = (1 << 31) - 1
+# Words are hashed in Python, which holds so many of them as strings at once.
+HASHED_ROWS = 1 << 17
 # A line that a vocabulary file cannot hold: empty, with a line break, or with ASCII blanks at an
 # end, which readers take off.
 _NOT_A_LINE = r"^$|[\n\r]|^[ \t\x0b\x0c]|[ \t\x0b\x0c]$"
@@ -108,7 +110,9 @@ def split_by_bucket(counts: pa.Table, num_buckets: int) -> list[pa.Table]:
     """Divide words by a hash, into `num_buckets` tables that share no memory."""
     if num_buckets == 1:
         return [counts]
-    bucket = bucket_of(counts["word"], num_buckets)
+    words = counts["word"]
+    slices = [words.slice(row, HASHED_ROWS) for row in range(0, max(len(words), 1), HASHED_ROWS)]
+    bucket = np.concatenate([bucket_of(some, num_buckets) for some in slices])
     order = np.argsort(bucket, kind="stable")
     edges = np.searchsorted(bucket[order], np.arange(num_buckets + 1)).tolist()
     # A slice would carry all of its parent's buffers along when it is pickled.

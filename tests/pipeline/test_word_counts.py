@@ -108,6 +108,13 @@ def test_a_buckets_table_carries_no_other_bucket_along():
         assert sum(buffer.size for buffer in buffers(bucket)) < 20_000
 
 
+def test_the_buckets_do_not_depend_on_how_many_words_are_hashed_at_once(monkeypatch):
+    words = table({f"word{number}": 1 for number in range(1_000)})
+    expected = split_by_bucket(words, 7)
+    monkeypatch.setattr(word_counts, "HASHED_ROWS", 13)
+    assert split_by_bucket(words, 7) == expected
+
+
 def buffers(counts):
     return [
         buffer
