@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from jobs.__main__ import find_jobs
 from jobs.command import build_parser, exit_codes
-from pipeline.config import EmbedConfig
+from pipeline.config import EmbedConfig, SourceConfig
 from pipeline.pretraining.config import PretrainConfig
 from pipeline.vocabulary_config import VocabularyConfig
 
@@ -33,7 +33,7 @@ def generated_blocks() -> dict[str, Callable[[], str]]:
         "common flags": common_flags_table,
         "exit codes": exit_codes_table,
         "keys embed": lambda: keys_table(EmbedConfig),
-        "keys pretrain": lambda: keys_table(PretrainConfig, without=("source", "held_out", "text")),
+        "keys pretrain": lambda: keys_table(PretrainConfig, without=("source", "text")),
         "keys vocabulary": lambda: keys_table(VocabularyConfig, without=("source", "text")),
     }
     for name in find_jobs():
@@ -131,6 +131,8 @@ def values_of(annotation: Any) -> str:
     if origin is tuple:
         pair = inner[-1] is not Ellipsis
         return f"[{', '.join(map(values_of, inner))}]" if pair else f"list of {values_of(inner[0])}"
+    if annotation is SourceConfig:
+        return "the keys of `source`"
     names = {str: "text", int: "integer", float: "number", bool: "true or false"}
     return names[annotation]
 

@@ -39,7 +39,7 @@ from pipeline.pretraining.schedule import learning_rate
 from pipeline.pretraining.shards import PreparedText, read_unit
 from pipeline.pretraining.start import FROZEN, FROZEN_ROWS, softmax_tensors
 from pipeline.pretraining.streams import BatchShape, Snapshot, StreamPosition, TextBatches
-from pipeline.pretraining.tensorboard import TensorBoard
+from pipeline.pretraining.scalars import TensorBoard
 from pipeline.pretraining.units import ReadingOrder
 from pipeline.storage import open_storage
 

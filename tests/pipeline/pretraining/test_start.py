@@ -42,7 +42,7 @@ def newest(config):
 
 def test_training_goes_on_from_a_model_with_another_vocabulary(toy, tmp_path):
     older = config_of(toy, tmp_path / "older", max_steps=150, learning_rate=0.03)
-    _, before = trained(older)
+    trained(older)
     # Its shape is the older model's, whatever `architecture` says.
     sections = {
         "start": {"directory": str(tmp_path / "older")},
@@ -63,7 +63,7 @@ def test_training_goes_on_from_a_model_with_another_vocabulary(toy, tmp_path):
     assert torch.equal(start["softmax"]["weight"], old.weight.detach()[rows])
     end = train_here(prepared.task, lambda *progress: None)
     # It knows what it knew: an untrained model has the perplexity of a guess.
-    assert end.curve[0].mean < 1.5 * before.curve[-1].mean
+    assert end.curve[0].mean < len(words) / 2
     finish(prepared, end)
     assert load_directory(tmp_path / "newer").options.lstm.dim == 16
 
