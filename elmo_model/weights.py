@@ -90,6 +90,20 @@ def read_token_embeddings(path: str | Path, width: int) -> Tensor:
         return _collect(str(path), [row], _sources_of(str(path), file))[WORD_TABLE]
 
 
+def read_datasets(path: str | Path, names: Sequence[str]) -> StateDict:
+    """Those of the named datasets that an HDF5 file holds, float32; others are left alone.
+
+    Raises:
+        ModelFileError: the file or a dataset is damaged, holds no numbers of floating point, or
+            some that are not finite.
+    """
+    where = str(path)
+    with _open_hdf5(where) as file:
+        sources = _sources_of(where, file)
+        found = [name for name in names if name in sources]
+        return {name: _finite(where, name, sources[name].load()) for name in found}
+
+
 def write_token_embeddings(path: str | Path, vectors_VP: Tensor) -> None:
     """Write context-free vectors (V, P) as bilm-tf's `dump_token_embeddings` does."""
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
