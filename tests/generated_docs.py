@@ -18,6 +18,8 @@ from pydantic.fields import FieldInfo
 from jobs.__main__ import find_jobs
 from jobs.command import build_parser, exit_codes
 from pipeline.config import EmbedConfig, SourceConfig
+from pipeline.export_config import ExportConfig
+from pipeline.perplexity_config import PerplexityConfig
 from pipeline.pretraining.config import PretrainConfig
 from pipeline.vocabulary_config import VocabularyConfig
 
@@ -35,6 +37,8 @@ def generated_blocks() -> dict[str, Callable[[], str]]:
         "keys embed": lambda: keys_table(EmbedConfig),
         "keys pretrain": lambda: keys_table(PretrainConfig, without=("source", "text")),
         "keys vocabulary": lambda: keys_table(VocabularyConfig, without=("source", "text")),
+        "keys perplexity": lambda: keys_table(PerplexityConfig, without=("source", "text")),
+        "keys export": lambda: keys_table(ExportConfig),
     }
     for name in find_jobs():
         blocks[f"job {name}"] = lambda name=name: job_section(name)

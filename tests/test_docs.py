@@ -12,6 +12,8 @@ import yaml
 from jobs.__main__ import find_jobs
 from jobs.command import build_parser, exit_codes
 from pipeline.config import EmbedConfig, build, known_keys
+from pipeline.export_config import ExportConfig
+from pipeline.perplexity_config import PerplexityConfig
 from pipeline.pretraining.config import PretrainConfig
 from pipeline.sources.reasons import Reason
 from pipeline.vocabulary_config import VocabularyConfig
@@ -58,7 +60,9 @@ def test_every_job_flag_and_exit_code_is_in_the_page_of_jobs():
             assert re.search(rf"\| {code} \||exit code {code}:", page), f"{job.name} {code}"
 
 
-@pytest.mark.parametrize("model", [EmbedConfig, PretrainConfig, VocabularyConfig])
+@pytest.mark.parametrize(
+    "model", [EmbedConfig, PretrainConfig, VocabularyConfig, PerplexityConfig, ExportConfig]
+)
 def test_every_key_is_described_in_the_page_of_configuration(model):
     page = text_of("docs/CONFIGURATION.md")
     for key, description in known_keys(model).items():

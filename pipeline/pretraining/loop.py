@@ -35,11 +35,11 @@ from pipeline.pretraining.crew import Crew
 from pipeline.pretraining.held_out import HeldOutText
 from pipeline.pretraining.metrics import Measurement, Metrics, StepMetrics, describe
 from pipeline.pretraining.prefetch import Prefetched
+from pipeline.pretraining.scalars import TensorBoard
 from pipeline.pretraining.schedule import learning_rate
 from pipeline.pretraining.shards import PreparedText, read_unit
 from pipeline.pretraining.start import FROZEN, FROZEN_ROWS, softmax_tensors
 from pipeline.pretraining.streams import BatchShape, Snapshot, StreamPosition, TextBatches
-from pipeline.pretraining.scalars import TensorBoard
 from pipeline.pretraining.units import ReadingOrder
 from pipeline.storage import open_storage
 
