@@ -82,6 +82,7 @@ def _done(config: PerplexityConfig, measured: MeasuredModel, report: PerplexityR
         "sentences": report.num_sentences,
         "tokens": report.num_tokens,
         "rejected": report.num_rejected,
+        "cut_tokens": report.num_cut_tokens,
         "state": config.evaluation.state,
         "batch_size": report.batch_size,
         "unroll_steps": config.evaluation.unroll_steps,
@@ -107,6 +108,11 @@ def _done(config: PerplexityConfig, measured: MeasuredModel, report: PerplexityR
         f"in {format_duration(report.seconds)} ({report.tokens_per_s:,.0f} tokens/s), "
         f"{config.model.dtype}, {kernel.name} kernel on {measured.model.device}",
     ]
+    if report.num_cut_tokens:
+        lines.append(
+            f"{report.num_cut_tokens:,} tokens were not read, since their documents have more than "
+            f"text.max_document_tokens ({config.text.max_document_tokens:,})"
+        )
     return JobResult(data, "\n".join(lines))
 
 

@@ -50,6 +50,7 @@ class MeasuredModel:
 class PerplexityReport:
     """Perplexity of a corpus, and what was counted of it.
 
+    `num_cut_tokens` were not read, since their documents exceed `text.max_document_tokens`.
     `num_dropped` are predictions of one direction that did not fill the last batch,
     `unknown_share` is that of `<UNK>` among the targets that were counted. `batch_size` is None
     where each sentence was read on its own. `seconds` is the time of reading and measuring.
@@ -60,6 +61,7 @@ class PerplexityReport:
     num_sentences: int
     num_tokens: int
     num_rejected: int
+    num_cut_tokens: int
     num_dropped: int
     unknown_share: float
     batch_size: int | None
@@ -141,6 +143,7 @@ def measure(
         num_sentences=stream.num_sentences,
         num_tokens=stream.num_tokens,
         num_rejected=stream.num_rejected,
+        num_cut_tokens=stream.num_cut_tokens,
         num_dropped=stream.num_predictions - sums.num_predictions,
         unknown_share=num_unknown / (options.num_directions * sums.num_predictions),
         batch_size=batch_size,

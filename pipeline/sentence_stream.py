@@ -21,6 +21,7 @@ class SentenceStream:
     """The sentences of a corpus, and counts of what was read by now.
 
     `num_predictions` are those of one direction: the tokens, and a sentence mark for each sentence.
+    `num_cut_tokens` were beyond `text.max_document_tokens` of their document.
     """
 
     def __init__(self, discovery: Discovery, table: WordTable, max_tokens: int | None) -> None:
@@ -34,7 +35,7 @@ class SentenceStream:
         self._discovery = discovery
         self._table = table
         self._max_tokens = max_tokens
-        self.num_documents = self.num_sentences = self.num_tokens = 0
+        self.num_documents = self.num_sentences = self.num_tokens = self.num_cut_tokens = 0
         self.num_rejected = len(discovery.rejected)
 
     @property
@@ -54,7 +55,8 @@ class SentenceStream:
                 self.num_rejected += len(batch.rejected)
                 if not batch.documents.num_rows:
                     continue
-                window = token_window(tokenise(batch.documents, text))
+                documents = tokenise(batch.documents, text)
+                window = token_window(documents)
                 lengths_S = window.sentence_lengths
                 ends_S = self.num_tokens + np.cumsum(lengths_S)
                 if self._max_tokens is not None:
@@ -63,7 +65,10 @@ class SentenceStream:
                 num_new = int(lengths_S.sum())
                 ids_N = self._table.ids_of(window.words)[window.word_ids[:num_new]]
                 before_D = np.cumsum(window.sentences_per_document)
-                self.num_documents += int(np.searchsorted(before_D, len(lengths_S))) + 1
+                num_documents = int(np.searchsorted(before_D, len(lengths_S))) + 1
+                cut_tokens = documents["num_cut_tokens"].slice(0, num_documents)
+                self.num_cut_tokens += int(cut_tokens.to_numpy().sum())
+                self.num_documents += num_documents
                 self.num_sentences += len(lengths_S)
                 self.num_tokens += num_new
                 yield from Corpus(ids_N, lengths_S, self._table).sequences()

@@ -6,6 +6,7 @@ import torch
 
 from elmo_model import Encoder
 from elmo_model.directory import read_files
+from elmo_model.kernels.gpu import build_gpu_kernel
 from elmo_model.language_model import LanguageModel
 from elmo_model.lm_batches import WordTable, packed_batches
 from elmo_model.losses import Softmax
@@ -65,6 +66,17 @@ def test_perplexity_is_that_of_the_reference(shape, num_rows, tmp_path):
     assert found.forward == pytest.approx(wanted.forward, rel=TOLERANCE)
     assert found.mean == pytest.approx(wanted.mean, rel=TOLERANCE)
     assert (found.backward is None) == (not model.bidirectional)
+
+
+@pytest.mark.parametrize("shape", ["like the released models", "word input", "one direction"])
+def test_the_kernel_of_gpus_measures_the_same(shape, tmp_path):
+    """Its code runs on a CPU, too."""
+    model = Model(tmp_path, shape)
+    arguments = (model.table, 3, 5, model.bidirectional)
+    wanted = model.measured(carried_texts(model.sequences(), *arguments), carries=True)
+    model.fast.kernel = build_gpu_kernel(model.reference, torch.float32)
+    found = model.measured(carried_texts(model.sequences(), *arguments), carries=True)
+    assert found.mean == pytest.approx(wanted.mean, rel=TOLERANCE)
 
 
 def test_batches_of_training_are_measured_alike(tmp_path):

@@ -219,6 +219,17 @@ def test_reading_ends_with_the_sentence_that_reaches_max_tokens(trained, capsys)
     assert found["perplexity"]["mean"] == pytest.approx(wanted.mean, rel=TOLERANCE)
 
 
+def test_tokens_beyond_the_limit_of_a_document_are_counted_and_said(trained, capsys):
+    words = trained_flags(trained, text__max_document_tokens=40)
+    found = result(capsys, *words)
+    whole = result(capsys, *trained_flags(trained))
+    assert found["tokens"] == 300 * 40
+    assert found["tokens"] + found["cut_tokens"] == whole["tokens"]
+    assert whole["cut_tokens"] == 0
+    assert main(JOB, [*words, "--quiet"]) == 0
+    assert "tokens were not read" in capsys.readouterr().out
+
+
 def test_the_number_of_rows_follows_from_the_beginning_of_the_text():
     taken = []
 
