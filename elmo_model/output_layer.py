@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from elmo_model.softmax_file import SoftmaxWeights
 
-# Logits of a block: on a CPU so few that they stay in its caches, 16 MB; on a GPU 256 MB.
-_BLOCK_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 26}
-_BLOCK_PREDICTIONS = {"cpu": 512, "cuda": 8192}
+# Logits of a block: on a CPU so few that they stay in its caches, 1 MB; on a GPU 256 MB.
+_BLOCK_LOGITS = {"cpu": 1 << 18, "cuda": 1 << 26}
+_BLOCK_PREDICTIONS = {"cpu": 256, "cuda": 8192}
 
 
 class OutputLayer:
