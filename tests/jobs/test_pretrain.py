@@ -1,6 +1,10 @@
 """`elmo pretrain` from the command line."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +43,7 @@ def test_the_text_result_is_for_people(config_file, tmp_path, capsys):
     assert main(JOB, ["--config", str(config_file), "--quiet"]) == 0
     output = capsys.readouterr()
     assert "held-out perplexity forward" in output.out
-    assert f"model: {tmp_path / 'model'}" in output.out
+    assert f"model of step 20: {tmp_path / 'model'}" in output.out
     assert output.err == ""
 
 
@@ -64,6 +68,24 @@ def test_a_model_is_replaced_only_when_asked(config_file, tmp_path, capsys):
     assert main(JOB, command) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main(JOB, [*command, "--overwrite"]) == 0
+
+
+def test_a_training_that_is_stopped_goes_on_with_the_same_command(config_file, tmp_path):
+    command = [sys.executable, "-m", "jobs", "pretrain", "--config", str(config_file), "--json"]
+    command += ["--set", "training.max_steps=1000", "--set", "run.checkpoint_interval_s=0.2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        while not list((tmp_path / "model.training/checkpoints").glob("*/checkpoint.json")):
+            assert running.poll() is None
+            time.sleep(0.05)
+        running.send_signal(signal.SIGTERM)
+        output, told = running.communicate(timeout=60)
+    assert running.returncode == 143
+    assert json.loads(output)["status"] == "interrupted"
+    assert b"the same command goes on from there" in told
+    assert not (tmp_path / "model").exists()
+    again = subprocess.run(command, capture_output=True, timeout=120, check=True)
+    assert b"going on from step" in again.stderr
+    assert json.loads(again.stdout)["result"]["steps"] == 1000
 
 
 def test_a_missing_corpus_is_an_error_of_the_source(config_file, capsys):
