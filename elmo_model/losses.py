@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# What stands for the logit of a negative that is the target itself, as in the reference.
-EXCLUDED_LOGIT = torch.finfo(torch.float32).min
-
-# Logits of one chunk when no gradient is needed: 4 M float32 are 16 MB.
-MAX_CHUNK_LOGITS = 1 << 22
+from elmo_model.cross_entropy import (
+    EXCLUDED_LOGIT,
+    MAX_CHUNK_LOGITS,
+    full_losses,
+    sampled_loss,
+)
+from elmo_model.kernels.selection import takes_reference
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,17 @@ class Softmax(nn.Module):
             functional.linear(hidden_NP, self.weight, self.bias), targets_N
         )
 
+    def full_losses(self, hidden: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
+        """`full_loss` of each direction, in bounded memory.
+
+        Args:
+            hidden: per direction (N, P).
+            targets: per direction (N,) int64.
+        """
+        if takes_reference():
+            return [self.full_loss(top, ids) for top, ids in zip(hidden, targets, strict=True)]
+        return list(full_losses(self.weight, self.bias, hidden, targets))
+
     @torch.no_grad()
     def negative_log_likelihood(self, hidden_NP: Tensor, targets_N: Tensor) -> Tensor:
         """-ln p(target) per prediction (N,), full softmax, without gradient, in bounded memory."""
@@ -203,12 +216,16 @@ def _sampled_loss(
     target_weight_NP = functional.embedding(targets_N, weight_UP)
     target_logit_N = (hidden_NP * target_weight_NP).sum(-1) + offset_U[targets_N]
     negative_weight_SP = functional.embedding(negatives_S, weight_UP)
+    column_U = torch.full_like(offset_U, -1, dtype=torch.int64, requires_grad=False)
+    column_U[negatives_S] = torch.arange(len(negatives_S), device=column_U.device)
+    column_N = column_U[targets_N]
+    if not takes_reference():
+        return sampled_loss(
+            hidden_NP, negative_weight_SP, offset_U[negatives_S], target_logit_N, column_N
+        )
     logits_NS = functional.linear(hidden_NP, negative_weight_SP, offset_U[negatives_S])
     all_logits = torch.cat([target_logit_N[:, None], logits_NS], dim=1)
-    column_U = torch.full_like(offset_U, -1, dtype=torch.int64, requires_grad=False)
-    column_U[negatives_S] = torch.arange(1, len(negatives_S) + 1, device=column_U.device)
-    column_N = column_U[targets_N]
-    hit_rows = torch.nonzero(column_N > 0).squeeze(1)
+    hit_rows = torch.nonzero(column_N >= 0).squeeze(1)
     excluded = all_logits.new_tensor(EXCLUDED_LOGIT)
-    all_logits.index_put_((hit_rows, column_N[hit_rows]), excluded)
+    all_logits.index_put_((hit_rows, column_N[hit_rows] + 1), excluded)
     return functional.cross_entropy(all_logits, torch.zeros_like(targets_N))

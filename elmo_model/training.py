@@ -10,7 +10,7 @@ Shape suffixes: B rows, T unrolled steps, U distinct words of a batch, P project
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,8 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from elmo_model.adagrad import Adagrad
 from elmo_model.bilm import BiLM
 from elmo_model.errors import ElmoError
+from elmo_model.kernels.memory import keep_freed_memory
+from elmo_model.kernels.selection import takes_reference
+from elmo_model.kernels.training import embed_for_training, run_for_training
+from elmo_model.kernels.workers import workers_instead
 from elmo_model.lm_batches import LmBatch
 from elmo_model.losses import LogUniformSampler, NegativeSample, Softmax
 from elmo_model.options import ElmoOptions
@@ -66,6 +71,9 @@ class TrainState:
         reset_share: probability that a row starts a batch from the zero state instead of the
             carried one. 0 is the original; embedding sentences each from a zero state needs a model
             that has seen it.
+        arithmetic: element type of what is multiplied, float32 or bfloat16. Weights, their
+            gradients, sums, cells and the optimiser are float32 with either. The reference always
+            multiplies float32.
         parallel: the losses of this worker's rows, wrapped so that the gradients of all workers
             are averaged; None for one worker.
         first_row: of the rows of all workers, this one's first.
@@ -81,6 +89,7 @@ class TrainState:
     batch: int = 0
     carried: BiLMState | None = None
     reset_share: float = 0.0
+    arithmetic: torch.dtype = torch.float32
     parallel: DistributedDataParallel | None = None
     first_row: int = 0
     num_rows: int = 0
@@ -177,9 +186,7 @@ def new_optimizer(
     parameters = distinct_parameters(model, softmax)
     rate = model.options.training.learning_rate
     if name == "adagrad":
-        return torch.optim.Adagrad(
-            parameters, lr=rate, initial_accumulator_value=INITIAL_ACCUMULATOR, eps=0.0
-        )
+        return Adagrad(parameters, lr=rate, initial_accumulator_value=INITIAL_ACCUMULATOR, eps=0.0)
     return torch.optim.AdamW(
         parameters, lr=rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
     )
@@ -208,8 +215,18 @@ def train_step(
     Raises:
         ElmoError: the gradient is not finite; the weights are as before.
     """
-    training = state.model.options.training
     batches = [batches] if isinstance(batches, LmBatch) else list(batches)
+    if state.model.device.type != "cpu" or takes_reference():
+        return _train_step(state, batches, samples)
+    keep_freed_memory()
+    with workers_instead():
+        return _train_step(state, batches, samples)
+
+
+def _train_step(
+    state: TrainState, batches: Sequence[LmBatch], samples: Sequence[NegativeSample] | None
+) -> StepResult:
+    training = state.model.options.training
     state.optimizer.zero_grad(set_to_none=True)
     total_S: Tensor | None = None
     for number, batch in enumerate(batches):
@@ -249,7 +266,7 @@ def _accumulate(
     initial = _initial_state(state)
     rate = training.dropout or 0.0
     run = state.losses if state.parallel is None else state.parallel
-    with _drawing(state) if rate else nullcontext():
+    with multiplying(state), _drawing(state) if rate else nullcontext():
         losses_S, cells, outputs = run(
             batch,
             initial,
@@ -297,10 +314,7 @@ class BatchLosses(nn.Module):
                 hidden, targets, samples, sparse_gradient=sparse_gradient
             )
         else:
-            losses = [
-                self.softmax.full_loss(top, wanted)
-                for top, wanted in zip(hidden, targets, strict=True)
-            ]
+            losses = self.softmax.full_losses(hidden, targets)
         return torch.stack(losses), after.cells_SLBD, after.outputs_SLBP
 
 
@@ -311,17 +325,19 @@ def run_directions(
 
     The batch's distinct words pass the token embedding once, for both directions.
     """
-    table_UP = model.token_embedding(batch.words.to(model.device), shifted=False)
+    table_UP = embed_for_training(model, batch.words.to(model.device))
     texts = [
         functional.embedding(text.inputs_BT.to(model.device), table_UP) for text in batch.directions
     ]
-    output = model.language_model(
-        texts[0], texts[1] if len(texts) > 1 else None, carried, dropout=dropout
-    )
-    tops = [output.forward_BTP]
-    if output.backward_BTP is not None:
-        tops.append(output.backward_BTP)
-    return [top.flatten(0, 1) for top in tops], output.state
+    tops, state = run_for_training(model, texts, carried, dropout)
+    return [top.flatten(0, 1) for top in tops], state
+
+
+def multiplying(state: TrainState) -> AbstractContextManager[Any]:
+    """What sets the element type of products, for the forward pass of a step."""
+    if state.arithmetic == torch.float32 or takes_reference():
+        return nullcontext()
+    return torch.autocast(state.model.device.type, state.arithmetic)
 
 
 def draw_negatives(state: TrainState, num_directions: int) -> list[NegativeSample]:

@@ -1,8 +1,8 @@
-"""Build and load the C code of the fused cell. Knows the compiler and the C types, no model.
+"""Build and load the C code, the fused cell and what trains it. Knows compilers and C types only.
 
-The code is one small file of plain C. It is compiled for this processor when it is first needed,
-which takes under a second, and kept in a cache; so an installed package needs no compiler, and one
-that is there is used. Calls release Python's lock.
+The code is two small files of plain C. They are compiled for this processor when they are first
+needed, which takes about a second, and kept in a cache; so an installed package needs no compiler,
+and one that is there is used. Calls release Python's lock.
 
 Environment: `ELMO_COMPILER` names the compiler (default: `cc`, then `gcc`, then `clang`; empty for
 none), `ELMO_KERNEL_CACHE` the cache's folder (default `~/.cache/elmo-nightly/kernels`). Where that
@@ -24,7 +24,9 @@ from pathlib import Path
 
 COMPILER_VARIABLE = "ELMO_COMPILER"
 CACHE_VARIABLE = "ELMO_KERNEL_CACHE"
-_SOURCE = Path(__file__).with_name("cell.c")
+_FOLDER = Path(__file__).parent
+_SOURCES = (_FOLDER / "cell.c", _FOLDER / "training.c")
+_HEADERS = (_FOLDER / "numbers.h",)
 # Not -ffast-math: a library made with it flushes small numbers to zero in all of the process that
 # loads it. These let loops become vector instructions and change nothing outside.
 _FLAGS = (
@@ -61,6 +63,46 @@ class Step(ctypes.Structure):
     )
 
 
+class TrainingStep(ctypes.Structure):
+    """`struct training_step` of training.c: one time step and its gradient."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("dim", ctypes.c_int64),
+        ("product", ctypes.c_void_p),
+        ("gates", ctypes.c_void_p),
+        ("before", ctypes.c_void_p),
+        ("cell", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("grad_output", ctypes.c_void_p),
+        ("grad_cell", ctypes.c_void_p),
+        ("grad_gates", ctypes.c_void_p),
+        ("grad_bias", ctypes.c_void_p),
+        ("clip_before", ctypes.c_float),
+        ("clip", ctypes.c_float),
+    )
+
+
+class Convolution(ctypes.Structure):
+    """`struct convolution` of training.c: the gradient of the filters of one width."""
+
+    _fields_ = (
+        ("words", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("dim", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("filters", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("chars", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("place", ctypes.c_void_p),
+        ("grad_weight", ctypes.c_void_p),
+        ("grad_table", ctypes.c_void_p),
+    )
+
+
 @dataclass(frozen=True)
 class NativeCode:
     """The loaded library, or None with the reason why there is none."""
@@ -91,7 +133,8 @@ def _build(compiler: str) -> NativeCode:
             _compile(compiler, path)
             library = _declare(ctypes.CDLL(str(path)))
         return NativeCode(library, f"built by {compiler} for this process alone: {error}")
-    version = hashlib.sha256(_SOURCE.read_bytes() + _machine(compiler).encode()).hexdigest()
+    source = b"".join(file.read_bytes() for file in (*_SOURCES, *_HEADERS))
+    version = hashlib.sha256(source + _machine(compiler).encode()).hexdigest()
     path = folder / f"cell-{version[:32]}.so"
     if not path.exists():
         _compile(compiler, path)
@@ -132,7 +175,7 @@ def _compile(compiler: str, path: Path) -> None:
     try:
         for target in _TARGETS:
             flags = [*_FLAGS, *([target] if target else [])]
-            command = [compiler, *flags, "-o", temporary, str(_SOURCE), "-lm"]
+            command = [compiler, *flags, "-o", temporary, *map(str, _SOURCES), "-lm"]
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False
             )
@@ -152,4 +195,14 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.elmo_quantise.argtypes = [size, size, pointer, pointer, pointer]
     library.elmo_quantise.restype = None
+    for name in ("float32", "bfloat16"):
+        for pass_ in ("forward", "backward"):
+            function = getattr(library, f"elmo_training_{pass_}_{name}")
+            function.argtypes = [ctypes.POINTER(TrainingStep)]
+            function.restype = None
+        function = getattr(library, f"elmo_max_windows_{name}")
+        function.argtypes = [size, size, size, pointer, size, pointer, pointer]
+        function.restype = None
+    library.elmo_convolution_gradient.argtypes = [ctypes.POINTER(Convolution)]
+    library.elmo_convolution_gradient.restype = None
     return library

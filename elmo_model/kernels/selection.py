@@ -42,6 +42,11 @@ from elmo_model.upload import upload
 KERNEL_VARIABLE = "ELMO_KERNEL"
 
 
+def takes_reference() -> bool:
+    """Whether the environment asks for the readable modules, in prediction and in training."""
+    return os.environ.get(KERNEL_VARIABLE) == "reference"
+
+
 @dataclass(frozen=True)
 class Kernels:
     """What runs a model: `stack` its LSTM stacks, `embed` its token embedding.
@@ -94,7 +99,7 @@ def _select_stack(
 ) -> StackKernel:
     if dtype == torch.int8:
         return _int8_kernel(bilm, device, workers)
-    forced = os.environ.get(KERNEL_VARIABLE) == "reference"
+    forced = takes_reference()
     if not forced and device.type == "cuda" and dtype != torch.float64:
         return build_gpu_kernel(bilm, dtype, device, tf32=tf32)
     if forced or device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 
 import torch
+
+_num_workers: ContextVar[int] = ContextVar("num_workers", default=0)
 
 
 class Workers:
@@ -37,3 +43,40 @@ class Workers:
         errors = [error for future in futures if (error := future.exception()) is not None]
         if errors:
             raise errors[0]
+
+
+def shared_workers() -> Workers:
+    """As many threads as torch has where it is called; made once for each number."""
+    return _workers(_num_workers.get() or torch.get_num_threads())
+
+
+@contextmanager
+def workers_instead() -> Iterator[None]:
+    """Within, torch's operations run on one thread, and `shared_workers` has all that torch had.
+
+    Threads that torch has used wait for its next operation by asking for it all the time, for some
+    milliseconds, on the cores that the workers need.
+    """
+    num_threads = torch.get_num_threads()
+    token = _num_workers.set(_num_workers.get() or num_threads)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+        _num_workers.reset(token)
+
+
+def run_without_gradient(workers: Workers, calls: Iterable[Callable[[], None]]) -> None:
+    """As `Workers.run_all`; a thread of its own records gradients unless it is told not to."""
+    workers.run_all(partial(_without_gradient, call) for call in calls)
+
+
+@torch.no_grad()
+def _without_gradient(call: Callable[[], None]) -> None:
+    call()
+
+
+@functools.cache
+def _workers(num_threads: int) -> Workers:
+    return Workers(num_threads)
