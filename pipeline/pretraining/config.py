@@ -151,6 +151,10 @@ class TrainingConfig(Section):
     optimizer: Literal["adagrad", "adamw"] = Field(
         "adamw", description="adagrad as in the original, or adamw, far faster for short runs"
     )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="what is multiplied; weights, sums, cells and the optimiser are float32",
+    )
     learning_rate: float | None = Field(
         None, gt=0, description="null takes 0.2 for adagrad and 0.012 for adamw"
     )

@@ -188,6 +188,7 @@ class _Loop:
             training.weight_decay,
         )
         state.reset_share = training.state_reset_share
+        state.arithmetic = torch.bfloat16 if training.dtype == "bfloat16" else torch.float32
         state.first_row, state.num_rows = first_row, training.batch_size
         state.row_weight = num_rows * self._crew.size / training.batch_size
         checkpoint = self._checkpoints.latest()

@@ -333,6 +333,16 @@ def test_a_text_to_measure_with_may_be_given(toy, tmp_path):
     assert prepared.task.text.num_held_out_documents == 20
 
 
+def test_bfloat16_products_learn_nearly_the_same(toy, tmp_path):
+    ends = [
+        trained(config_of(toy, tmp_path / dtype, dtype=dtype, max_steps=40, learning_rate=0.03))[1]
+        for dtype in ("float32", "bfloat16")
+    ]
+    exact, rounded = (end.curve[-1].mean for end in ends)
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.05)
+
+
 @pytest.mark.parametrize("optimizer", ["adagrad", "adamw"])
 def test_either_optimiser_and_the_full_softmax_learn(toy, tmp_path, optimizer):
     config = config_of(
