@@ -48,13 +48,16 @@ class Products:
             for name, (shape, count, per_word) in _shapes(options, num_words).items()
         }
 
-    def measure(self, num_words: int) -> float:
-        """Measure every shape once; the seconds that a step with so many words would take."""
-        seconds = 0.0
+    def measure(self) -> None:
+        """Measure every shape once."""
         for kind in self._kinds.values():
             kind.rates.measure()
-            seconds += kind.gflop(num_words) / kind.rates.best_of_rounds()[-1]
-        return seconds
+
+    def seconds(self, num_words: int) -> float:
+        """What a step with so many words would take at the rates that were measured last."""
+        return sum(
+            kind.gflop(num_words) / kind.rates.best_of_rounds()[-1] for kind in self._kinds.values()
+        )
 
     def gflop(self) -> dict[str, float]:
         """GFLOP of a step by product, for the typical number of words."""
