@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -27,13 +28,13 @@ def make_vocabulary(
         SourceError: no word is frequent enough.
         StorageError: a store failed.
     """
-    counts = count_words(storage, text)
     if config.file is not None:
         store, path = locate(config.file)
         vocabulary = Vocabulary.from_bytes(store.read_bytes(path, MAX_FILE_BYTES), config.file)
     else:
+        counts = count_words(storage, text)
         vocabulary = Vocabulary.from_counts(counts, config.min_count, config.max_size)
-    covered = sum(count for word, count in counts.items() if word in vocabulary)
+    covered = _count_covered(storage, text, vocabulary)
     if not covered:
         raise SourceError(
             f"no word of the training text is in the vocabulary of {len(vocabulary)} words, "
@@ -43,21 +44,30 @@ def make_vocabulary(
                 else f"as none occurs {config.min_count} times; lower vocabulary.min_count"
             )
         )
-    return vocabulary, covered / counts.total()
+    return vocabulary, covered / sum(shard.num_tokens for shard in text.train)
 
 
 def count_words(storage: Storage, text: PreparedText) -> Counter[str]:
-    """How often each word occurs in the training text."""
+    """How often each word occurs in the training text; holds all of its distinct words."""
     counts: Counter[str] = Counter()
-    for shard in text.train:
-        for unit in range(len(shard.unit_tokens)):
-            count_part(read_unit(storage, shard, unit), counts)
+    for part in _parts(storage, text):
+        per_word = np.bincount(part.ids_N, minlength=len(part.words)).tolist()
+        for word, count in zip(part.words, per_word, strict=True):
+            if count:
+                counts[word] += count
     return counts
 
 
-def count_part(part: TextPart, counts: Counter[str]) -> None:
-    """Add the words of a part."""
-    per_word = np.bincount(part.ids_N, minlength=len(part.words)).tolist()
-    for word, count in zip(part.words, per_word, strict=True):
-        if count:
-            counts[word] += count
+def _count_covered(storage: Storage, text: PreparedText, vocabulary: Vocabulary) -> int:
+    """Tokens of the training text that are in the vocabulary, in the memory of one unit."""
+    covered = 0
+    for part in _parts(storage, text):
+        is_known_U = np.fromiter((word in vocabulary for word in part.words), bool)
+        covered += int(is_known_U[part.ids_N].sum())
+    return covered
+
+
+def _parts(storage: Storage, text: PreparedText) -> Iterator[TextPart]:
+    for shard in text.train:
+        for unit in range(len(shard.unit_tokens)):
+            yield read_unit(storage, shard, unit)
