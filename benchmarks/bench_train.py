@@ -5,8 +5,7 @@ each contestant on the same batch: ours in float32 and bfloat16, the readable mo
 (`ELMO_KERNEL=reference`), ours with torch's own LSTM in the place of the layers (it cannot clip),
 and the plain program of plain_training.py. Ours is `train_step` with a clock in it, which says
 where the time goes; equal seeds give it the losses of the readable modules. Roofline: the products
-that the step needs, each at the best rate of its shape, measured in every fourth round. The
-softmax's memory is the growth of a process of its own.
+that the step needs, each at the best rate of its shape, measured in every fourth round.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import gc
 import json
 import lzma
 import os
-import subprocess
 import sys
 import time
 import warnings
@@ -223,25 +221,6 @@ def results(
     return found
 
 
-def softmax_memory() -> list[dict[str, Any]]:
-    """Growth of a process by one full softmax with gradient of 128 x 20 predictions."""
-    script = Path(__file__).with_name("softmax_memory.py")
-    cases = [
-        ("plain", 33_278, 128),
-        ("chunked", 33_278, 128),
-        ("plain", 33_278, 512),
-        ("chunked", 33_278, 512),
-        ("chunked", 793_471, 128),
-        ("chunked", 793_471, 512),
-    ]
-    found = []
-    for way, num_words, width in cases:
-        command = [sys.executable, str(script), way, str(num_words), str(width)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found.append(json.loads(done.stdout))
-    return found
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -254,7 +233,6 @@ def main() -> None:
     known = [*ARITHMETICS, "readable", "torch_lstm", "plain"]
     parser.add_argument("--contestants", nargs="+", choices=known, default=known)
     parser.add_argument("--seconds", type=float, default=200, help="for the rounds of each cell")
-    parser.add_argument("--memory", action="store_true", help="measure the softmax's memory, too")
     parser.add_argument("--result")
     args = parser.parse_args()
     # LSTMs with projection have no fused kernel in torch's CPU build, and it says so.
@@ -268,8 +246,6 @@ def main() -> None:
             gc.collect()
             if args.result:  # what follows may be cut off
                 Path(args.result).write_text(json.dumps(result, indent=1) + "\n")
-    if args.memory:
-        result["softmax_memory"] = softmax_memory()
     machine.save(args.result, result)
 
 

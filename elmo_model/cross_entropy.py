@@ -32,6 +32,10 @@ _MIN_CHUNK_ROWS = 128
 _MAX_STORED_BYTES = 256 << 20
 
 
+# By its first row, what a part of a chunk leaves for the words' gradients.
+_Kept = dict[int, tuple[Tensor, Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class _Words:
     """The words to choose from, and room for their gradients, to which chunks add."""
@@ -187,10 +191,14 @@ def _losses(
     for start in range(0, num_rows, rows):
         chunk = slices(min(rows, num_rows - start), workers.num_threads)
         parts = [slice(start + part.start, start + part.stop) for part in chunk]
-        run_without_gradient(workers, [partial(work.predict, part) for part in parts])
+        kept: _Kept = {}  # of this chunk only
+        run_without_gradient(workers, [partial(work.predict, part, kept) for part in parts])
         run_without_gradient(
             workers,
-            [partial(work.add_to, some, parts) for some in slices(num_words, workers.num_threads)],
+            [
+                partial(work.add_to, some, [kept[part.start] for part in parts])
+                for some in slices(num_words, workers.num_threads)
+            ],
         )
     return work.loss_N, work.grad_NP, work.grad_N
 
@@ -210,10 +218,9 @@ class _Predictions:
         is_stored = weight_VP.nbytes <= _MAX_STORED_BYTES
         self._logits = stored(weight_VP.t()) if is_stored else partial(_times, weight_VP.t())
         self._back = stored(weight_VP) if is_stored else partial(_times, weight_VP)
-        self._kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def predict(self, part: slice) -> None:
-        """Losses of some predictions, and all gradients but those of the words."""
+    def predict(self, part: slice, kept: _Kept) -> None:
+        """Losses of some predictions, all gradients but the words, and what those are made of."""
         hidden_RP, target_R, column_R = self._hidden[part], self._target[part], self._column[part]
         factors_RP = hidden_RP.to(self._words.weight_VP.dtype)
         logits_RV = self._logits(factors_RP).to(self.loss_N.dtype)
@@ -230,12 +237,11 @@ class _Predictions:
         scaled_RP = (hidden_RP * scale_R[:, None]).to(factors_RP.dtype)
         powers_RV = powers_RV.to(factors_RP.dtype)
         self.grad_NP[part] = self._back(powers_RV) * scale_R[:, None]
-        self._kept[part.start] = (powers_RV, scaled_RP, scale_R.to(factors_RP.dtype))
+        kept[part.start] = (powers_RV, scaled_RP, scale_R.to(factors_RP.dtype))
 
-    def add_to(self, some: slice, parts: Sequence[slice]) -> None:
+    def add_to(self, some: slice, kept: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Add a chunk's gradients of some words, part after part in their order."""
-        for part in parts:
-            powers_RV, scaled_RP, scale_R = self._kept[part.start]
+        for powers_RV, scaled_RP, scale_R in kept:
             powers_WR = powers_RV[:, some].t()
             self._words.weight_grad_VP[some] += product(powers_WR, scaled_RP)
             self._words.bias_grad_V[some] += powers_WR @ scale_R
