@@ -17,7 +17,7 @@ from pipeline.config import Section, SourceConfig, TextConfig
 class ArchitectureConfig(Section):
     """The shape of the biLM."""
 
-    input: Literal["characters", "words"] = Field(
+    token_input: Literal["characters", "words"] = Field(
         "characters",
         description="what a word is read by: its characters, as in ELMo, or its number in the "
         "vocabulary",
@@ -55,10 +55,10 @@ class ArchitectureConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> ArchitectureConfig:
-        if self.tied_softmax and self.input != "words":
+        if self.tied_softmax and self.token_input != "words":
             raise ValueError(
-                "architecture.tied_softmax needs architecture.input: words; a model that reads "
-                "characters has no word table"
+                "architecture.tied_softmax needs architecture.token_input: words; a model that "
+                "reads characters has no word table"
             )
         if self.projection_dim > self.dim:
             raise ValueError(
@@ -297,10 +297,10 @@ class PretrainConfig(Section):
 
     @model_validator(mode="after")
     def _rows_fit(self) -> PretrainConfig:
-        reads_words = self.architecture.input == "words" or self.start.has_model
+        reads_words = self.architecture.token_input == "words" or self.start.has_model
         if self.start.word_vectors_file and not reads_words:
             raise ValueError(
-                "start.word_vectors_file needs architecture.input: words; a model that reads "
+                "start.word_vectors_file needs architecture.token_input: words; a model that reads "
                 "characters has no word table"
             )
         if self.start.freeze_word_vectors and self.training.weight_decay:

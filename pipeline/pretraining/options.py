@@ -25,7 +25,7 @@ def make_options(config: PretrainConfig, vocabulary_size: int) -> ElmoOptions:
             proj_clip=shape.proj_clip,
             use_skip_connections=shape.skip_connections,
         ),
-        char_cnn=char_cnn if shape.input == "characters" else None,
+        char_cnn=char_cnn if shape.token_input == "characters" else None,
         bidirectional=shape.bidirectional,
         training=training_options(config, vocabulary_size),
     )

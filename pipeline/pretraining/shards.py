@@ -1,8 +1,8 @@
 """Prepared text on disk: Parquet files of tokenised passages, read a unit at a time.
 
-A passage is a document, or a run of whole sentences of a long one. A unit is a row group: some tens
-of thousands of tokens, what is shuffled together and what a stream holds in memory. The manifest is
-written last, so text that is not named by one does not exist.
+A passage is a document, or a run of whole sentences of a long one. A unit is a row group of some
+thousand tokens, and what training visits in random order. The manifest is written last, so text
+that is not named by one does not exist.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pipeline.errors import CorruptFileError
 from pipeline.pretraining.text_part import TextPart
 from pipeline.storage import Storage
 
-TOKENS_PER_UNIT = 1 << 16
-UNITS_PER_SHARD = 64
+TOKENS_PER_UNIT = 1 << 13
+UNITS_PER_SHARD = 512
 MANIFEST_NAME = "text.json"
 MANIFEST_VERSION = 1
 MAX_MANIFEST_BYTES = 1 << 28

@@ -1,8 +1,8 @@
 """Batches of training text from prepared units, and the exact place where each stream is.
 
 A worker feeds the rows of its streams. After every batch the place of each stream is known: pass,
-unit, sentence, and what its rows still hold, as words. A stream that starts from such a place gives
-what the other one would have given, bit for bit.
+window, sentence, and what its rows still hold, as words. A stream that starts from such a place
+gives what the other one would have given, bit for bit.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ ReadUnit = Callable[[int, int], TextPart]
 
 @dataclass(frozen=True)
 class StreamPosition:
-    """Where a stream is: the pass, its unit in this pass, sentences taken from that, and its rows.
+    """Where a stream is: the pass, its window of it, sentences taken from that, and its rows.
 
     `rows` are the sentence that each row is in, sentence marks included, and how many of its
     predictions are done.
     """
 
     epoch: int
-    unit: int
+    window: int
     sentence: int
     rows: tuple[tuple[tuple[str, ...], int], ...]
 
@@ -45,7 +45,7 @@ class StreamPosition:
         """As values of JSON."""
         return {
             "epoch": self.epoch,
-            "unit": self.unit,
+            "window": self.window,
             "sentence": self.sentence,
             "rows": [[list(words), done] for words, done in self.rows],
         }
@@ -60,7 +60,7 @@ class StreamPosition:
         try:
             return cls(
                 int(values["epoch"]),
-                int(values["unit"]),
+                int(values["window"]),
                 int(values["sentence"]),
                 tuple((tuple(map(str, words)), int(done)) for words, done in values["rows"]),
             )
@@ -75,7 +75,7 @@ class Snapshot:
     """A stream's position as it was after a batch; made into words only when it is kept."""
 
     epoch: int
-    unit: int
+    window: int
     sentence: int
     rows: tuple[tuple[NDArray[np.int64], int], ...]
     table: WordTable
@@ -84,7 +84,7 @@ class Snapshot:
         """The position, which holds words and no numbers of a table."""
         return StreamPosition(
             self.epoch,
-            self.unit,
+            self.window,
             self.sentence,
             tuple((tuple(self.table.words_of(ids)), done) for ids, done in self.rows),
         )
@@ -125,13 +125,13 @@ class TextStream:
         self._unroll_steps = shape.unroll_steps
         self._table = table
         self._epoch = position.epoch if position else 0
-        self._unit = position.unit if position else 0
+        self._window = position.window if position else 0
         self._sentence = position.sentence if position else 0
         rows = None
         if position is not None:
             rows = [(table.ids_of(words), done) for words, done in position.rows]
         self._packer = RowPacker(shape.rows_per_stream, shape.unroll_steps, rows)
-        self._units = order.units(stream, self._epoch)
+        self._windows = order.windows(stream, self._epoch)
         self._loaded: _Loaded | None = None
         self._num_read = 0
         self._reader = self._sentences()
@@ -144,7 +144,7 @@ class TextStream:
 
     def snapshot(self) -> Snapshot:
         """Where the stream is now."""
-        return Snapshot(self._epoch, self._unit, self._sentence, self._packer.rows, self._table)
+        return Snapshot(self._epoch, self._window, self._sentence, self._packer.rows, self._table)
 
     def renumber(self, table: WordTable) -> None:
         """Go on with the numbers of another table."""
@@ -152,53 +152,60 @@ class TextStream:
         self._packer = RowPacker(len(rows), self._unroll_steps, rows)
         self._table = table
         if self._loaded is not None:
-            self._loaded = _Loaded(self._loaded.part, self._loaded.order, table)
+            self._loaded = _Loaded(self._loaded.parts, self._loaded.order, table)
 
     def _sentences(self) -> Iterator[NDArray[np.int64]]:
         empty_passes = 0
         while True:
             num_before = self._num_read
-            while self._unit < len(self._units):
+            while self._window < len(self._windows):
                 if self._loaded is None:
-                    self._loaded = self._load(self._units[self._unit])
+                    self._loaded = self._load(self._windows[self._window])
                 while self._sentence < len(self._loaded.order):
                     self._sentence += 1
                     self._num_read += 1
                     yield self._loaded.sentence(self._sentence - 1)
                 self._loaded = None
-                self._unit, self._sentence = self._unit + 1, 0
+                self._window, self._sentence = self._window + 1, 0
             empty_passes = empty_passes + 1 if self._num_read == num_before else 0
             if empty_passes > MAX_EMPTY_PASSES:
                 raise SourceError(
                     f"the text has too few sentences for {self._order.num_streams} streams of it; "
                     "lower training.batch_size, or give more text"
                 )
-            self._epoch, self._unit = self._epoch + 1, 0
-            self._units = self._order.units(self._stream, self._epoch)
+            self._epoch, self._window = self._epoch + 1, 0
+            self._windows = self._order.windows(self._stream, self._epoch)
 
-    def _load(self, unit: Unit) -> _Loaded:
-        part = self._read_unit(unit.shard, unit.unit)
-        order = self._order.sentences(unit, self._epoch, part.num_sentences_D)
-        return _Loaded(part, order, self._table)
+    def _load(self, units: Sequence[Unit]) -> _Loaded:
+        parts, places = [], []
+        for number, unit in enumerate(units):
+            part = self._read_unit(unit.shard, unit.unit)
+            order = self._order.sentences(unit, self._epoch, part.num_sentences_D)
+            parts.append(part)
+            places += [(number, place) for place in order.tolist()]
+        mixed = self._order.mixed(self._stream, self._epoch, self._window, len(places))
+        return _Loaded(parts, [places[index] for index in mixed.tolist()], self._table)
 
 
 class _Loaded:
-    """A unit in memory, numbered by a table."""
+    """A window in memory, numbered by a table; `order` names part and sentence."""
 
-    def __init__(self, part: TextPart, order: NDArray[np.int64], table: WordTable) -> None:
-        self.part, self.order = part, order
+    def __init__(
+        self, parts: Sequence[TextPart], order: Sequence[tuple[int, int]], table: WordTable
+    ) -> None:
+        self.parts, self.order = parts, order
         self._begin, self._end = table.begin_id, table.end_id
-        self._number_U = table.ids_of(part.words)
-        self._ends_S = np.cumsum(part.sentence_lengths_S)
+        self._numbers = [table.ids_of(part.words) for part in parts]
+        self._ends = [np.cumsum(part.sentence_lengths_S) for part in parts]
 
     def sentence(self, index: int) -> NDArray[np.int64]:
         """The sentence at a place of the order, with its marks."""
-        place = self.order[index]
-        end = self._ends_S[place]
-        ids = self.part.ids_N[end - self.part.sentence_lengths_S[place] : end]
+        number, place = self.order[index]
+        part, end = self.parts[number], self._ends[number][place]
+        ids = part.ids_N[end - part.sentence_lengths_S[place] : end]
         filled = np.empty(len(ids) + 2, np.int64)
         filled[0], filled[-1] = self._begin, self._end
-        filled[1:-1] = self._number_U[ids]
+        filled[1:-1] = self._numbers[number][ids]
         return filled
 
 

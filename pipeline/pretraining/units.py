@@ -21,6 +21,8 @@ Shuffle = Literal["sentences", "documents", "none"]
 MAX_STREAMS = 8
 # With fewer units a stream than this, some would read far more text than others.
 UNITS_PER_STREAM = 4
+# Corpora are often sorted, by topic or source: so many units from anywhere are shuffled together.
+WINDOW_UNITS = 8
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ class Unit:
 class ReadingOrder:
     """How streams pass over text, again and again.
 
-    `sentences` visits units in an order of its own in every pass and shuffles the sentences in
-    each, as the original shuffles its files; `documents` shuffles units and documents and keeps
-    their sentences together; `none` reads as the corpus stands, each stream a stretch of it.
+    `sentences` visits units in an order of its own in every pass and shuffles the sentences of
+    some of them together, as the original shuffles those of a file; `documents` shuffles units and
+    documents and keeps their sentences together; `none` reads as the corpus stands, each stream a
+    stretch of it.
     """
 
     shards: Sequence[Shard]
@@ -67,6 +70,18 @@ class ReadingOrder:
             self._random(epoch).shuffle(order)
         first, last = (len(units) * at // self.num_streams for at in (stream, stream + 1))
         return [units[index] for index in order[first:last]]
+
+    def windows(self, stream: int, epoch: int) -> list[list[Unit]]:
+        """What a stream reads in one pass, in the pieces that it holds in memory."""
+        units = self.units(stream, epoch)
+        size = WINDOW_UNITS if self.shuffle == "sentences" else 1
+        return [units[first : first + size] for first in range(0, len(units), size)]
+
+    def mixed(self, stream: int, epoch: int, window: int, num_sentences: int) -> NDArray[np.int64]:
+        """The order in which the sentences of a window's units are read, side by side."""
+        if self.shuffle != "sentences":
+            return np.arange(num_sentences)
+        return self._random(epoch, stream, window).permutation(num_sentences)
 
     def sentences(
         self, unit: Unit, epoch: int, num_sentences_D: NDArray[np.int64]

@@ -134,8 +134,8 @@ def test_equal_seeds_and_steps_give_equal_models(toy, tmp_path):
 
 MODELS = {
     "characters": {},
-    "words": {"input": "words"},
-    "tied words": {"input": "words", "tied_softmax": True},
+    "words": {"token_input": "words"},
+    "tied words": {"token_input": "words", "tied_softmax": True},
     "forward only": {"bidirectional": False},
     "dropout": {"dropout": 0.3},
 }

@@ -92,7 +92,7 @@ def test_a_word_model_starts_from_word_vectors(toy, tmp_path, freeze):
     text = "".join(f"{word} {' '.join([str(value)] * 8)}\n" for word, value in vectors.items())
     (tmp_path / "vectors.gz").write_bytes(gzip.compress(text.encode()))
     sections = {
-        "architecture": {"input": "words"},
+        "architecture": {"token_input": "words"},
         "start": {
             "word_vectors_file": str(tmp_path / "vectors.gz"),
             "freeze_word_vectors": freeze,
@@ -121,12 +121,12 @@ def test_a_word_model_starts_from_word_vectors(toy, tmp_path, freeze):
     ("sections", "message"),
     [
         ({"start": {"options_file": "o.json"}}, "start.options_file and start.weights_file"),
-        ({"start": {"word_vectors_file": "v.txt"}}, "needs architecture.input: words"),
+        ({"start": {"word_vectors_file": "v.txt"}}, "needs architecture.token_input: words"),
         ({"start": {"freeze_word_vectors": True}}, "needs start.word_vectors_file"),
         (
             {
                 "start": {"word_vectors_file": "v", "freeze_word_vectors": True},
-                "architecture": {"input": "words"},
+                "architecture": {"token_input": "words"},
                 "training": {"weight_decay": 0.1},
             },
             "exclude each other",

@@ -62,11 +62,14 @@ def read_in_one_pass(text, num_streams, shuffle, epoch=0):
     streams = []
     for stream in range(num_streams):
         found = []
-        for unit in order.units(stream, epoch):
-            documents = text.units[2 * unit.shard + unit.unit]
-            flat = [sentence for document in documents for sentence in document]
-            sizes = np.array([len(document) for document in documents])
-            found += [flat[place] for place in order.sentences(unit, epoch, sizes)]
+        for number, window in enumerate(order.windows(stream, epoch)):
+            pool = []
+            for unit in window:
+                documents = text.units[2 * unit.shard + unit.unit]
+                flat = [sentence for document in documents for sentence in document]
+                sizes = np.array([len(document) for document in documents])
+                pool += [flat[place] for place in order.sentences(unit, epoch, sizes)]
+            found += [pool[index] for index in order.mixed(stream, epoch, number, len(pool))]
         streams.append(found)
     return streams
 
@@ -87,6 +90,19 @@ def test_passes_differ_in_their_order_and_equal_seeds_do_not():
     text = Text(12)
     assert read_in_one_pass(text, 2, "sentences", 1) == read_in_one_pass(text, 2, "sentences", 1)
     assert read_in_one_pass(text, 2, "sentences", 1) != read_in_one_pass(text, 2, "sentences", 2)
+
+
+def test_sentences_from_all_over_the_text_are_read_side_by_side():
+    text = Text(40)
+    (stream,) = read_in_one_pass(text, 1, "sentences")
+    unit_of = {}
+    for number, unit in enumerate(text.units):
+        for document in unit:
+            for sentence in document:
+                unit_of[tuple(sentence)] = number
+    places = [unit_of[tuple(sentence)] for sentence in stream]
+    near = [len(set(places[first : first + 24])) for first in range(0, len(places) - 24, 24)]
+    assert sum(near) / len(near) > 6
 
 
 def test_shuffled_documents_keep_their_sentences_together():
@@ -173,7 +189,7 @@ def test_too_few_sentences_for_the_streams_are_an_error():
 
 def test_a_damaged_position_is_refused():
     with pytest.raises(CorruptFileError, match="position of a stream"):
-        StreamPosition.from_json({"epoch": 0, "unit": "one"}, "checkpoint")
+        StreamPosition.from_json({"epoch": 0, "window": "one"}, "checkpoint")
 
 
 def test_rows_are_divided_evenly_among_the_streams():
