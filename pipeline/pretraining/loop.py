@@ -154,11 +154,14 @@ class _Loop:
             self._measure()
         with self._board, Prefetched(iter(self._batches)) as ready:
             while True:
-                done, stopped = self._crew.share((self._share_done(), self._interrupt()))
+                # One message a step: the first worker's clock decides for all.
+                done, stopped, late = self._crew.share(
+                    (self._share_done(), self._interrupt(), self._is_late())
+                )
                 if done >= len(self._curve) / self._training.num_evaluations:
                     self._measure()
                     self._checkpoint()
-                elif stopped or self._checkpoint_is_due():
+                elif stopped or late or self._is_checkpoint_step():
                     self._checkpoint()
                 if done >= 1 or stopped:
                     break
@@ -312,17 +315,15 @@ class _Loop:
             )
         return self._held_out.batches(bidirectional=self._task.options.bidirectional)
 
-    def _checkpoint_is_due(self) -> bool:
-        """Whether the configured steps or seconds have passed since the last; all agree on it."""
-        run, step = self._config.run, self._state.step
-        if run.checkpoint_steps is not None and step and step % run.checkpoint_steps == 0:
-            return step != self._checkpoint_step
-        late = (
-            run.checkpoint_interval_s is not None
-            and time.monotonic() - self._checkpointed >= run.checkpoint_interval_s
-        )
-        is_due: bool = self._crew.share(late)
-        return is_due
+    def _is_late(self) -> bool:
+        """Whether the configured seconds have passed since the last checkpoint."""
+        interval_s = self._config.run.checkpoint_interval_s
+        return interval_s is not None and time.monotonic() - self._checkpointed >= interval_s
+
+    def _is_checkpoint_step(self) -> bool:
+        steps, step = self._config.run.checkpoint_steps, self._state.step
+        is_due = steps is not None and step > 0 and step % steps == 0
+        return is_due and step != self._checkpoint_step
 
     def _checkpoint(self) -> None:
         """Write a checkpoint, and remove those that are not to be kept."""

@@ -31,10 +31,11 @@ def make_vocabulary(
     if config.file is not None:
         store, path = locate(config.file)
         vocabulary = Vocabulary.from_bytes(store.read_bytes(path, MAX_FILE_BYTES), config.file)
+        covered = _count_covered(storage, text, vocabulary)
     else:
         counts = count_words(storage, text)
         vocabulary = Vocabulary.from_counts(counts, config.min_count, config.max_size)
-    covered = _count_covered(storage, text, vocabulary)
+        covered = sum(counts[word] for word in vocabulary.words)
     if not covered:
         raise SourceError(
             f"no word of the training text is in the vocabulary of {len(vocabulary)} words, "
