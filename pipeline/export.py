@@ -1,18 +1,13 @@
 """Write a model as the files of the original programs: options.json, HDF5 weights, vocabulary.
 
-The directory holds one whole model or none: on disk it appears by a rename; in an object store
-options.json is written last, and removed first where an older export is replaced. Knows no jobs.
+The directory holds one whole model or none (whole_directory.py). Knows no jobs.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +23,8 @@ from elmo_model.word_ids import read_words
 from pipeline.errors import ConfigError
 from pipeline.export_config import ExportConfig
 from pipeline.language_model_files import LanguageModelFiles
-from pipeline.storage import Storage, open_storage
+from pipeline.storage import open_storage
+from pipeline.whole_directory import write_whole_directory
 
 WEIGHTS_NAME = "weights.hdf5"
 # The name that programs which take a directory look for.
@@ -37,7 +33,6 @@ SOFTMAX_NAME = "softmax.hdf5"
 TOKEN_EMBEDDINGS_NAME = "token_embeddings.hdf5"
 ALL_NAMES = (OPTIONS_NAME, WEIGHTS_NAME, VOCABULARY_NAME, SOFTMAX_NAME, TOKEN_EMBEDDINGS_NAME)
 
-COPY_BYTES = 8 << 20
 _WORDS_AT_ONCE = 8192
 
 
@@ -126,13 +121,9 @@ def write_model(model: ExportedModel, url: str, *, overwrite: bool = False) -> d
         StorageError: the store failed.
     """
     check_output(url, overwrite=overwrite)
+    # Whoever finds options.json finds all the rest.
+    write_whole_directory(url, partial(_write_files, model), last=OPTIONS_NAME)
     storage = open_storage(url)
-    if storage.is_local:
-        _replace_directory(model, Path(storage.url))
-    else:
-        with tempfile.TemporaryDirectory(prefix="elmo-export-") as scratch:
-            _write_files(model, Path(scratch))
-            _upload(model, Path(scratch), storage)
     return {name: storage.size_bytes(name) for name in model.names}
 
 
@@ -158,35 +149,3 @@ def _write_files(model: ExportedModel, directory: Path) -> None:
     if model.token_embeddings_VP is not None:
         write_token_embeddings(directory / TOKEN_EMBEDDINGS_NAME, model.token_embeddings_VP)
     (directory / OPTIONS_NAME).write_text(model.options.to_json(prediction=True), "utf-8")
-
-
-def _replace_directory(model: ExportedModel, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    suffix = f"{os.getpid()}-{secrets.token_hex(4)}"
-    staged = target.with_name(f".{target.name}.{suffix}.partial")
-    replaced = target.with_name(f".{target.name}.{suffix}.replaced")
-    try:
-        staged.mkdir()
-        _write_files(model, staged)
-        with suppress(FileNotFoundError):
-            target.rename(replaced)
-        try:
-            staged.rename(target)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(target)
-            raise
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _upload(model: ExportedModel, directory: Path, storage: Storage) -> None:
-    storage.delete(OPTIONS_NAME)
-    for info in storage.list_files():
-        if info.path not in model.names:
-            storage.delete(info.path)
-    # Whoever finds options.json finds all the rest.
-    for name in sorted(model.names, key=lambda name: name == OPTIONS_NAME):
-        with (directory / name).open("rb") as source, storage.open_output(name) as sink:
-            shutil.copyfileobj(source, sink, COPY_BYTES)

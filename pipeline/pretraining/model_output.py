@@ -1,16 +1,8 @@
-"""The model directory that a training leaves, written to any store.
-
-Locally it appears whole, in the place of an older model. In an object store, which cannot rename,
-options.json is written last and removed first: without it, no reader finds a model.
-"""
+"""The model directory that a training leaves, written whole to any store."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +10,8 @@ from elmo_model.directory import OPTIONS_NAME, save_directory
 from elmo_model.softmax_file import SOFTMAX_NAME, write_softmax
 from elmo_model.training import TrainState
 from pipeline.errors import ConfigError
-from pipeline.storage import Storage, open_storage
+from pipeline.storage import open_storage
+from pipeline.whole_directory import write_whole_directory
 
 RECORD_NAME = "training.json"
 
@@ -57,44 +50,10 @@ def write_model(
         words: the vocabulary.
         record: content of training.json.
     """
-    storage = open_storage(directory)
-    if storage.is_local:
-        _write_local(Path(storage.url), state, words, record)
-    else:
-        _write_remote(storage, state, words, record)
-
-
-def _write_local(
-    target: Path, state: TrainState, words: tuple[str, ...], record: dict[str, Any]
-) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    suffix = f"{os.getpid()}-{secrets.token_hex(4)}"
-    staged = target.with_name(f".{target.name}.{suffix}.partial")
-    replaced = target.with_name(f".{target.name}.{suffix}.replaced")
-    try:
-        _write_files(staged, state, words, record)
-        if target.exists():
-            target.rename(replaced)
-        staged.rename(target)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _write_remote(
-    storage: Storage, state: TrainState, words: tuple[str, ...], record: dict[str, Any]
-) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        staged = Path(folder) / "model"
-        _write_files(staged, state, words, record)
-        storage.delete(OPTIONS_NAME)
-        names = sorted(path.name for path in staged.iterdir())
-        for name in sorted(names, key=lambda name: name == OPTIONS_NAME):
-            with (staged / name).open("rb") as file, storage.open_output(name) as output:
-                shutil.copyfileobj(file, output, 1 << 24)
-        for info in storage.list_files():
-            if info.path not in names:
-                storage.delete(info.path)
+    # Without options.json no reader finds a model.
+    write_whole_directory(
+        directory, lambda folder: _write_files(folder, state, words, record), last=OPTIONS_NAME
+    )
 
 
 def _write_files(
