@@ -69,7 +69,7 @@ demo: setup
 	$(BIN)/elmo embed --config configs/demo.yaml
 
 test: $(TEST_STAMP)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m tests.side_by_side $(PYTEST_ARGS)
 
 soak: setup
 	@$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES) --seed $(SOAK_SEED)

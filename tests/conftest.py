@@ -19,6 +19,7 @@ settings.load_profile("elmo")
 pytest_plugins = ["tests.s3_servers", "tests.fault_proxy"]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+INTEGRATION = Path(__file__).resolve().parent / "integration"
 REQUIRE_ALL = os.environ.get("ELMO_REQUIRE_ALL", "") not in ("", "0")
 """Set where everything is installed: a test that is skipped then counts as failed."""
 
@@ -71,6 +72,24 @@ def ray_cluster() -> Iterator[Any]:
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `tests.side_by_side` divide the tests between two processes."""
+    parser.addoption("--part", choices=("all", "cluster", "rest"), default="all")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of one part: those that start a Ray, or the others."""
+    part = config.getoption("--part")
+    if part == "all":
+        return
+    chosen, left = [], []
+    for item in items:
+        has_ray = INTEGRATION in item.path.parents or "ray_cluster" in item.fixturenames
+        (chosen if has_ray == (part == "cluster") else left).append(item)
+    items[:] = chosen
+    config.hook.pytest_deselected(items=left)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
