@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -52,6 +53,8 @@ class Part(threading.Thread):
 
 def main(arguments: Sequence[str]) -> int:
     """Run both parts; the exit code is 0 if no test failed and one passed."""
+    # A shell's background command ignores Ctrl-C, and so would all that the tests start and stop.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     lock = threading.Lock()
     parts = [Part(name, arguments, lock) for name in PARTS]
     for part in parts:
