@@ -17,6 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 # Ray reads these when it is imported. Its own log stays in its files; what a user can act on is in
 # this project's messages.
@@ -41,6 +43,7 @@ from pipeline import errors
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, PipelineError
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 READERS_PER_NODE = 4
@@ -131,23 +134,29 @@ def _init_here() -> None:
     ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 
 
-def start_here(init: Callable[[], None], pause_s: float = START_PAUSE_S) -> None:
-    """Start Ray on this machine, and once more if it did not come up in time.
+def start_here(init: Callable[[], T], pause_s: float = START_PAUSE_S) -> T:
+    """Start Ray on this machine, and again if it did not come up in time.
 
     Args:
-        init: starts it, and raises whatever it will if it did not.
+        init: starts it, and raises whatever it will if it did not come up.
         pause_s: seconds before another try.
+
+    Returns: what `init` returns.
 
     Raises:
         ClusterError: it did not start in MAX_STARTS tries.
     """
     for start in range(1, MAX_STARTS + 1):
+        before = _children()
         try:
-            init()
-            return
+            return init()
         except Exception as error:
             # Ray names no class for this: a late process is a RuntimeError or a plain Exception.
             ray.shutdown()
+            # What came up half would take processor time and memory from the next try.
+            for pid in _children() - before:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             reason = " ".join(str(error).split())[:MESSAGE_CHARACTERS] or type(error).__name__
         if start < MAX_STARTS:
             log.warning("Ray did not start (%s); try %d of %d", reason, start + 1, MAX_STARTS)
@@ -157,6 +166,18 @@ def start_here(init: Callable[[], None], pause_s: float = START_PAUSE_S) -> None
         "If other programs keep the machine busy, run again when they are done; otherwise look at "
         "free memory and disk, at RAY_TMPDIR, and at the logs in /tmp/ray/session_latest/logs"
     )
+
+
+def _children() -> set[int]:
+    """Processes that this one has started; none on systems without /proc."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The name of the program, in brackets, may hold anything.
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid():
+                found.add(int(stat.parent.name))
+    return found
 
 
 def is_local() -> bool:

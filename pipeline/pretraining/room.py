@@ -71,7 +71,7 @@ class RoomSearch:
         self._resources, self._least, self._most = resources, least, most
         self._timeout_s = timeout_s
         self._begun = time.monotonic()
-        self._next_notice_s = FIRST_NOTICE_S
+        self._noticed_s: float | None = None
 
     def answer(self, num_found: int) -> int | None:
         """The number of workers to begin with, or None to wait on.
@@ -98,8 +98,11 @@ class RoomSearch:
                 f"nothing else ran: {self._what()}. Lower run.num_workers, run.num_threads or "
                 "run.gpus_per_worker, allow fewer with run.min_workers, or add nodes"
             )
-        if waited_s >= self._next_notice_s:
-            self._next_notice_s = waited_s + NOTICE_INTERVAL_S
+        # For nodes that are still to come there may be long to wait: that is said at once.
+        first_s = FIRST_NOTICE_S if holds >= self._least else 0.0
+        due_s = first_s if self._noticed_s is None else self._noticed_s + NOTICE_INTERVAL_S
+        if waited_s >= due_s:
+            self._noticed_s = waited_s
             log.warning(
                 "waiting for room since %d s: the training asks for %s, room was found for %d; %s",
                 waited_s,

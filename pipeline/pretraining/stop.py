@@ -16,8 +16,9 @@ log = logging.getLogger(__name__)
 def stop_signals() -> Iterator[list[int]]:
     """The numbers of the signals that asked for an end so far.
 
-    A second one of them is not held back any more. In another thread than the first of the
-    process, signals are not this module's, and the list stays empty.
+    A second one of them is not held back any more. What the process ignores, as background commands
+    of a script do Ctrl-C, it goes on to ignore. In another thread than the first of the process,
+    signals are not this module's, and the list stays empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -25,6 +26,7 @@ def stop_signals() -> Iterator[list[int]]:
         return
     numbers = (int(signal.SIGINT), int(signal.SIGTERM))
     before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: kind for number, kind in before.items() if kind is not signal.SIG_IGN}
 
     def note(number: int, frame: Any) -> None:
         received.append(number)
