@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REL_LOSSES = 1e-2
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_as_many_workers_train_as_there_is_room_for(tmp_path, monkeypatch):
     done = subprocess.run(
         [sys.executable, "-m", "tests.integration.elastic_workers", str(tmp_path)],
@@ -25,7 +25,7 @@ def test_as_many_workers_train_as_there_is_room_for(tmp_path, monkeypatch):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=560,
+        timeout=1100,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -26,7 +26,8 @@ from tests.pipeline.pretraining.test_run import config_of, losses_of
 from tests.pipeline.toy_corpus import toy_config, write_toy_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+# Each test starts several processes that import torch, which a slow machine does slowly.
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,6 @@ def test_workers_that_die_too_often_end_the_training_with_its_checkpoints(toy, t
     assert prepare(config).resumed_step > 0
 
 
-@pytest.mark.timeout(900)
 def test_a_signal_ends_the_workers_with_a_checkpoint_and_the_same_command_goes_on(
     ray_cluster, toy, tmp_path
 ):
@@ -169,7 +169,7 @@ def test_a_signal_ends_the_workers_with_a_checkpoint_and_the_same_command_goes_o
                 time.sleep(0.05)
             step = newest_step(tmp_path / "model.training")
             running.send_signal(number)
-            output, log = running.communicate(timeout=120)
+            output, log = running.communicate(timeout=240)
         assert running.returncode == code, log
         assert json.loads(output)["status"] == "interrupted"
         assert "Traceback" not in log
