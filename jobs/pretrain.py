@@ -54,9 +54,10 @@ def run(call: Call) -> JobResult:
     run_tasks = local
     if config.run.num_workers:
         from pipeline.cluster import connect
-        from pipeline.pretraining.ray_text import on_ray
+        from pipeline.pretraining.ray_text import check_shared, on_ray
 
         connect()
+        check_shared(config.output.work_directory)
         run_tasks = on_ray
     with Progress(None, unit="documents", quiet=call.quiet) as reading:
         prepared = prepare(config, run_tasks, reading.update, begin_anew=overwrite)

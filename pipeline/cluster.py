@@ -7,14 +7,18 @@ corpus, model or storage.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 # Ray reads these when it is imported. Its own log stays in its files; what a user can act on is in
 # this project's messages.
@@ -39,10 +43,17 @@ from pipeline import errors
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, PipelineError
 
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
 READERS_PER_NODE = 4
 # Two threads embed what two actors would, in one process; four lose a fifth (benchmarks/LOG.md).
 MAX_DEFAULT_CPUS = 2
 _connected_here = False
+_is_local = False
+# A machine that is busy may not bring up a Ray of its own within the time that Ray gives it.
+MAX_STARTS = 3
+START_PAUSE_S = 5.0
 # What is quoted of Ray's messages, which go on with advice about Ray.
 MESSAGE_LINES = 3
 _OUR_ERROR = r"(pipeline|elmo_model)\.errors\.(\w+): (.*)"
@@ -86,32 +97,92 @@ def connect() -> None:
     """Join the cluster of RAY_ADDRESS (set inside a submitted job), or start Ray on this machine.
 
     Raises:
-        ClusterError: no cluster answers at RAY_ADDRESS.
+        ClusterError: no cluster answers at RAY_ADDRESS, or Ray does not start on this machine.
     """
     if ray.is_initialized():
         return
-    # A local Ray needs no login, and its dashboard would only cost start-up time. Unless it is told
-    # otherwise, Ray would join whatever cluster somebody has started on this machine.
-    local = (
-        {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
-    )
-    if local:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    global _connected_here, _is_local
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(logging_level="ERROR", log_to_driver=False, **local)
+        if os.environ.get("RAY_ADDRESS"):
+            _join()
+        else:
+            # A local Ray needs no login, and its dashboard would only cost start-up time.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            start_here(_init_here)
+            _is_local = True
+        _connected_here = True
+    finally:
+        # Ray puts handlers of its own there, which print a trace and end with another exit code.
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _join() -> None:
+    try:
+        ray.init(logging_level="ERROR", log_to_driver=False)
     except ConnectionError as error:
         raise ClusterError(
-            f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: no Ray cluster answers there ({error}). "
+            f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster answers there ({error}). "
             "Start one with `ray start --head`, or unset RAY_ADDRESS to run on this machine"
         ) from None
 
-    global _connected_here
-    _connected_here = True
-    # Ray puts handlers of its own there, which print a trace and end with another exit code.
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+
+def _init_here() -> None:
+    # Unless it is told otherwise, Ray would join whatever cluster somebody has started here.
+    ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+
+
+def start_here(init: Callable[[], T], pause_s: float = START_PAUSE_S) -> T:
+    """Start Ray on this machine, and again if it did not come up in time.
+
+    Args:
+        init: starts it, and raises whatever it will if it did not come up.
+        pause_s: seconds before another try.
+
+    Returns: what `init` returns.
+
+    Raises:
+        ClusterError: it did not start in MAX_STARTS tries.
+    """
+    for start in range(1, MAX_STARTS + 1):
+        before = _children()
+        try:
+            return init()
+        except Exception as error:
+            # Ray names no class for this: a late process is a RuntimeError or a plain Exception.
+            ray.shutdown()
+            # What came up half would take processor time and memory from the next try.
+            for pid in _children() - before:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            reason = " ".join(str(error).split())[:MESSAGE_CHARACTERS] or type(error).__name__
+        if start < MAX_STARTS:
+            log.warning("Ray did not start (%s); try %d of %d", reason, start + 1, MAX_STARTS)
+            time.sleep(pause_s)
+    raise ClusterError(
+        f"Ray did not start on this machine in {MAX_STARTS} tries, the last time with: {reason}. "
+        "If other programs keep the machine busy, run again when they are done; otherwise look at "
+        "free memory and disk, at RAY_TMPDIR, and at the logs in /tmp/ray/session_latest/logs"
+    )
+
+
+def _children() -> set[int]:
+    """Processes that this one has started; none on systems without /proc."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The name of the program, in brackets, may hold anything.
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid():
+                found.add(int(stat.parent.name))
+    return found
+
+
+def is_local() -> bool:
+    """Whether `connect` has started Ray for this process alone: no node will ever join it."""
+    return _is_local
 
 
 def leave(exit_code: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -38,6 +39,10 @@ os.environ |= {
 }
 # Several Ray workers run at once: more threads each than this only slow one another down.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Background commands of a shell without job control ignore Ctrl-C, and so would the programs that
+# tests start and send it to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -56,17 +61,24 @@ def ray_cluster() -> Iterator[Any]:
     """
     import ray
 
+    from pipeline.cluster import start_here
+
     # Unix socket paths end at 107 characters, so the directory must be short.
     directory = tempfile.mkdtemp(prefix="ray", dir="/tmp" if Path("/tmp").is_dir() else None)
-    ray.init(
-        address="local",  # not one that somebody else has started here
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=300 << 20,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _temp_dir=directory,
-    )
+
+    def init() -> None:
+        ray.init(
+            address="local",  # not one that somebody else has started here
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=300 << 20,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=directory,
+        )
+
+    # On a busy machine a Ray may come up too late for its own limit.
+    start_here(init)
     try:
         yield ray
     finally:

@@ -25,8 +25,10 @@ RAY_MODULES = {
     "pipeline/count_words.py",
     "pipeline/finish.py",
     "pipeline/maintenance.py",
+    "pipeline/pretraining/board.py",
     "pipeline/pretraining/ray_text.py",
     "pipeline/pretraining/ray_train.py",
+    "pipeline/pretraining/room.py",
     "pipeline/watch.py",
 }
 STORE_MODULES = {"pipeline/storage.py", "pipeline/s3_filesystem.py"}

@@ -224,8 +224,15 @@ class TrainingRunConfig(Section):
     min_workers: int | None = Field(
         None,
         gt=0,
-        description="the training also begins, and goes on, with so few workers if the cluster has "
-        "no room for more; null is num_workers",
+        description="the training also begins, and goes on, with so few workers while the cluster "
+        "has no room for more; null is num_workers",
+    )
+    room_timeout_s: float | None = Field(
+        300.0,
+        ge=0,
+        description="how long nodes may take to come while those of a cluster are too few for "
+        "min_workers, even with nothing else on them; null waits for ever. For room that others "
+        "take up there is no limit",
     )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of each worker of Ray")
     num_threads: int | None = Field(

@@ -73,8 +73,19 @@ class TrainingTask:
 
 
 @dataclass(frozen=True)
+class CrewSpan:
+    """From which step on how many workers trained."""
+
+    from_step: int
+    num_workers: int
+
+
+@dataclass(frozen=True)
 class TrainingEnd:
-    """How a training ended. `is_done` is False if it was interrupted; times are seconds."""
+    """How a training ended. `is_done` is False if it was interrupted; times are seconds.
+
+    `crews` begins with the first step; each further entry is a change of the number of workers.
+    """
 
     step: int
     tokens: int
@@ -83,6 +94,7 @@ class TrainingEnd:
     curve: tuple[Measurement, ...]
     num_parameters: int
     num_threads: int
+    crews: tuple[CrewSpan, ...]
     is_done: bool
 
 
@@ -128,6 +140,7 @@ class _Loop:
         self._vocabulary = Vocabulary(task.words, "vocabulary")
         self._metrics = Metrics(self._storage) if crew.rank == 0 else None
         self._curve: list[Measurement] = []
+        self._crews: list[CrewSpan] = []
         self._losses: list[float] = []
         self._tokens = 0
         self._positions: list[StreamPosition] | None = None
@@ -142,6 +155,8 @@ class _Loop:
         self._streams = range(first, last)
         self._state = self._new_state(rows_per_stream * first, rows_per_stream * (last - first))
         self._batches = self._open_text(rows_per_stream)
+        if not self._crews or self._crews[-1].num_workers != crew.size:
+            self._crews.append(CrewSpan(self._state.step, crew.size))
         directory = task.config.run.tensorboard_directory if crew.rank == 0 else None
         self._board = TensorBoard(directory, self._state.step)
         self._start = self._checkpointed = time.monotonic()
@@ -161,7 +176,7 @@ class _Loop:
                 if done >= len(self._curve) / self._training.num_evaluations:
                     self._measure()
                     self._checkpoint()
-                elif stopped or late or self._is_checkpoint_step():
+                elif late or self._is_checkpoint_step() or (stopped and self._is_ahead()):
                     self._checkpoint()
                 if done >= 1 or stopped:
                     break
@@ -177,6 +192,7 @@ class _Loop:
             curve=tuple(self._curve),
             num_parameters=sum(p.numel() for p in state.losses.parameters()),
             num_threads=torch.get_num_threads(),
+            crews=tuple(self._crews),
             is_done=done >= 1,
         )
 
@@ -323,7 +339,11 @@ class _Loop:
     def _is_checkpoint_step(self) -> bool:
         steps, step = self._config.run.checkpoint_steps, self._state.step
         is_due = steps is not None and step > 0 and step % steps == 0
-        return is_due and step != self._checkpoint_step
+        return is_due and self._is_ahead()
+
+    def _is_ahead(self) -> bool:
+        """Whether the newest checkpoint is of an earlier step; it is not written a second time."""
+        return self._state.step != self._checkpoint_step
 
     def _checkpoint(self) -> None:
         """Write a checkpoint, and remove those that are not to be kept."""
@@ -368,6 +388,7 @@ class _Loop:
             "train_seconds": train_seconds,
             "curve": [asdict(measurement) for measurement in self._curve],
             "losses": self._losses,
+            "crews": [asdict(crew) for crew in self._crews],
             "options": self._task.options.to_dict(prediction=False),
             "optimizer": self._training.optimizer,
             "positions": [position.to_json() for position in positions],
@@ -398,6 +419,8 @@ class _Loop:
             self._seconds_before = float(record["train_seconds"])
             self._curve = [Measurement(**values) for values in record["curve"]]
             self._losses = [float(loss) for loss in record["losses"]]
+            spans = [CrewSpan(**values) for values in record.get("crews", [])]
+            self._crews = [span for span in spans if span.from_step < checkpoint.step]
             positions = [
                 StreamPosition.from_json(values, checkpoint.url) for values in record["positions"]
             ]

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,6 +36,7 @@ from pipeline.pretraining.model_output import write_model
 from pipeline.pretraining.prepare import RunTasks, local, prepare_text
 from pipeline.pretraining.shards import PreparedText
 from pipeline.pretraining.start import make_start
+from pipeline.pretraining.stop import stop_signals, stopped
 from pipeline.pretraining.units import streams_for
 from pipeline.pretraining.vocabulary import make_vocabulary
 from pipeline.storage import Storage, open_storage
@@ -111,13 +109,10 @@ def train_here(task: TrainingTask, on_progress: OnProgress) -> TrainingEnd:
         StorageError: a store failed.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with _signals() as received:
+    with stop_signals() as received:
         end = train(task, Alone(), device, on_progress, lambda: bool(received))
     if not end.is_done and received:
-        log.warning("stopped after step %d; the same command goes on from there", end.step)
-        if received[0] == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + received[0])
+        stopped(received, f"after step {end.step}")
     return end
 
 
@@ -155,7 +150,8 @@ def make_record(prepared: Prepared, end: TrainingEnd, step: int) -> dict[str, An
         "tokens_per_s": round(end.tokens / seconds, 1) if seconds else 0.0,
         "waited_for_text_s": round(end.waited_seconds, 3),
         "num_threads": end.num_threads,
-        "num_workers": max(task.config.run.num_workers, 1),
+        "num_workers": end.crews[-1].num_workers,
+        "workers": [asdict(crew) for crew in end.crews],
         "torch": torch.__version__,
         "parameters": end.num_parameters,
         "train": _amount(text, "train"),
@@ -223,7 +219,7 @@ def _decided(
         vocabulary.words,
         make_start(config, vocabulary, Checkpoints(storage, CHECKPOINTS)),
         num_streams,
-        config.output.work_directory,
+        storage.url,
     )
     content = {
         "version": RUN_VERSION,
@@ -261,8 +257,8 @@ def _found(config: PretrainConfig, storage: Storage) -> tuple[TrainingTask, floa
             f"{storage.url}: holds a training with other settings: {change}. Give the same "
             "settings to go on with it, --overwrite to begin anew, or another output.work"
         )
-    work = config.output.work_directory
-    return TrainingTask(config, text, words, options, num_streams, work), covered_share
+    task = TrainingTask(config, text, words, options, num_streams, storage.url)
+    return task, covered_share
 
 
 def _settings(config: PretrainConfig) -> dict[str, Any]:
@@ -283,26 +279,3 @@ def _first_change(before: Any, now: Any, name: str = "") -> str | None:
                 return change
         return None
     return None if before == now else f"{name} was {before}, is {now}"
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Signals that ask for an end; a second one of them is not held back any more."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    numbers = (int(signal.SIGINT), int(signal.SIGTERM))
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, before[number] or signal.SIG_DFL)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)

@@ -27,6 +27,7 @@ os.environ |= {
 import ray
 from ray.cluster_utils import Cluster
 
+from pipeline.cluster import start_here
 from pipeline.config import EmbedConfig, build
 from pipeline.errors import PipelineError
 from pipeline.run import RunReport, execute, prepare
@@ -38,14 +39,15 @@ from tests.integration.stand_in import WordBackend
 
 SECONDS_PER_DOCUMENT = 0.02
 NUM_IN_LARGE_CORPUS = 8000
+HEAD = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
 NODE = {"num_cpus": 2, "object_store_memory": 100 << 20}
 
 
 def main(folder: Path) -> dict[str, Any]:
     """Three runs: a node is lost while actors embed, after the plan, and at some time during it."""
     with tempfile.TemporaryDirectory(prefix="rn", dir="/tmp") as directory:
-        head = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args={**head, "temp_dir": directory})
+        head = {**HEAD, "temp_dir": directory}
+        cluster = start_here(lambda: Cluster(initialize_head=True, head_node_args=head))
         try:
             nodes = [cluster.add_node(**NODE) for _ in range(2)]
             ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)

@@ -69,13 +69,11 @@ def kill_after(process, seconds):
 def wait_for_next_run(folder, process):
     """Wait until a run has recorded its start, so that what follows hits it at work."""
     before = set(folder.glob("_runs/*/run.json"))
-    deadline = time.monotonic() + 60
     while process.is_alive() and set(folder.glob("_runs/*/run.json")) <= before:
-        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_driver_killed_twenty_times_loses_nothing_and_redoes_little(tmp_path, address):
     random_ = random.Random(11)
     history = History(tmp_path / "corpus", seed=11, num_documents=160)
@@ -113,7 +111,7 @@ def test_a_driver_killed_twenty_times_loses_nothing_and_redoes_little(tmp_path, 
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_a_driver_killed_at_any_of_the_chosen_moments_loses_nothing(tmp_path, address):
     history = History(tmp_path / "corpus", seed=12, num_documents=60)
     values = make_values(tmp_path / "corpus", str(tmp_path / "vectors"))
@@ -127,7 +125,7 @@ def test_a_driver_killed_at_any_of_the_chosen_moments_loses_nothing(tmp_path, ad
 
 
 @pytest.mark.s3
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_a_driver_killed_around_its_commit_to_s3_loses_nothing(
     tmp_path, address, moto_server, moto_url
 ):
@@ -148,7 +146,7 @@ def _check_moments(moments, history, attempt, run_again):
     for moment in moments:
         night = history.next_night(busyness=1.0)
         process = nightly_driver.start(replace(attempt, die=moment))
-        process.join(60)
+        process.join(240)
         assert process.exitcode == -signal.SIGKILL, moment
         archive.check()
         run_again()

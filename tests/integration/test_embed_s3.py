@@ -81,7 +81,7 @@ def start(*arguments):
 
 def run(*arguments):
     process = start(*arguments)
-    out, log = process.communicate(timeout=240)
+    out, log = process.communicate(timeout=480)
     assert process.returncode == 0, out + log
     return json.loads(out)["result"]
 
@@ -119,7 +119,7 @@ def reference_vectors(model, documents):
     return vectors
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("server", ["moto", "rgw"])
 def test_news_in_a_bucket_become_vectors_that_pyarrow_alone_reads(server, request, news, model):
     url = request.getfixturevalue(f"{server}_url")
@@ -146,11 +146,11 @@ def test_news_in_a_bucket_become_vectors_that_pyarrow_alone_reads(server, reques
     assert len(read_with_pyarrow_alone(url)[1]) == len(news) + 10
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_store_without_put_if_absent_is_refused_before_any_work(rclone_url, news, model):
     write_corpus(rclone_url, dict(list(news.items())[:4]))
     process = start(*settings(rclone_url, model))
-    out, log = process.communicate(timeout=120)
+    out, log = process.communicate(timeout=480)
     assert process.returncode == 2
     assert "does not honour put-if-absent" in json.loads(out)["error"]
     assert "Traceback" not in log
@@ -163,10 +163,8 @@ def test_a_run_killed_in_the_middle_shows_no_reader_anything(moto_url, news, mod
     small = settings(moto_url, model, **{"run.documents_per_task": 5})
     process = start(*small)
     storage = open_storage(moto_url)
-    deadline = time.monotonic() + 180
     while not storage.list_files("vectors/data"):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

@@ -2,26 +2,32 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
-import threading
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from elmo_model.directory import load_directory
 from pipeline.errors import ClusterError
 from pipeline.pretraining.checkpoints import Checkpoints
+from pipeline.pretraining.loop import CrewSpan
 from pipeline.pretraining.ray_text import on_ray
 from pipeline.pretraining.ray_train import train_on_ray
 from pipeline.pretraining.run import finish, prepare, train_here
 from pipeline.storage import open_storage
 from tests.pipeline.pretraining.test_run import config_of, losses_of
-from tests.pipeline.toy_corpus import write_toy_corpus
+from tests.pipeline.toy_corpus import toy_config, write_toy_corpus
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+ROOT = Path(__file__).resolve().parents[2]
+# Each test starts several processes that import torch, which a slow machine does slowly.
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +53,27 @@ def assert_like(found, expected, rel=1e-4):
 
 
 def training_workers():
-    """Processes of Ray Train's workers."""
-    found = []
+    """Processes of Ray Train's workers that this process has started, by its Ray."""
+    parents, found = {}, []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
+            parents[int(entry.name)] = int(
+                (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            )
             if b"RayTrainWorker" in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
-    return sorted(found)
+    return sorted(pid for pid in found if os.getpid() in ancestors(pid, parents))
+
+
+def ancestors(pid, parents):
+    while pid in parents:
+        pid = parents[pid]
+        yield pid
+
+
+def newest_step(work):
+    """Step of the newest checkpoint; 0 if there is none."""
+    return max(Checkpoints(open_storage(str(work)), "checkpoints").steps(), default=0)
 
 
 @pytest.mark.parametrize(("optimizer", "workers"), [("adagrad", 2), ("adamw", 3)])
@@ -87,56 +107,122 @@ def test_a_training_goes_on_with_another_number_of_workers(toy, tmp_path):
 
 
 def test_a_worker_that_is_killed_is_replaced_and_nothing_changes(toy, tmp_path):
-    settings = {"max_steps": 400, "num_evaluations": 1}
-    run = {"num_workers": 2, "checkpoint_steps": 25, "checkpoint_interval_s": None}
-    whole = config_of(toy, tmp_path / "whole", **settings)
-    train_here(prepare(whole).task, silent)
-    config = config_of(toy, tmp_path / "killed", run=run, **settings)
+    settings = {"num_evaluations": 1, "learning_rate_decay": "none"}
+    run = {"num_workers": 2, "checkpoint_steps": 5, "checkpoint_interval_s": None}
+    config = config_of(toy, tmp_path / "killed", run=run, max_steps=10**6, **settings)
     killed = []
 
-    def kill_a_worker():
-        checkpoints = Checkpoints(open_storage(config.output.work_directory), "checkpoints")
-        for _ in range(1200):
-            if [step for step in checkpoints.steps() if step >= 50]:
-                break
-            time.sleep(0.05)
-        killed.append(training_workers()[-1])
-        os.kill(killed[0], signal.SIGKILL)
+    def kill_a_worker_then_stop(*progress):
+        newest = newest_step(config.output.work_directory)
+        if newest >= 20 and not killed:
+            os.kill(training_workers()[-1], signal.SIGKILL)
+            # What is under way may still be written.
+            killed.append(newest + 10)
+        elif len(killed) == 1 and newest > killed[0]:
+            killed.append(newest)
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=kill_a_worker)
-    thread.start()
-    _, end = trained_on_ray(config)
-    thread.join()
-    assert killed
-    assert end.step == 400
-    assert_like(losses_of(config), losses_of(whole), rel=1e-2)
+    with pytest.raises(SystemExit):
+        trained_on_ray(config, kill_a_worker_then_stop)
+    found = losses_of(config)
+    assert list(found) == list(range(1, len(found) + 1))
+    whole = config_of(toy, tmp_path / "whole", max_steps=len(found), **settings)
+    train_here(prepare(whole).task, silent)
+    assert_like(found, losses_of(whole), rel=1e-2)
 
 
-def test_workers_that_die_again_and_again_end_the_training_with_its_checkpoints(toy, tmp_path):
+def test_workers_that_die_too_often_end_the_training_with_its_checkpoints(toy, tmp_path):
     run = {"num_workers": 2, "checkpoint_steps": 5, "max_failures": 0}
     config = config_of(toy, tmp_path / "model", run=run, max_steps=10**6)
-    ended = threading.Event()
+    killed = []
 
-    def kill_workers():
-        checkpoints = Checkpoints(open_storage(config.output.work_directory), "checkpoints")
-        seen = set()
-        while not ended.wait(0.1):
-            fresh = [pid for pid in training_workers() if pid not in seen]
-            if fresh and checkpoints.steps():
-                time.sleep(2)
-                seen.update(fresh)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(fresh[0], signal.SIGKILL)
+    def kill_a_worker(*progress):
+        if newest_step(config.output.work_directory) and not killed:
+            killed.append(training_workers()[0])
+            os.kill(killed[0], signal.SIGKILL)
 
-    thread = threading.Thread(target=kill_workers)
-    thread.start()
-    try:
-        with pytest.raises(ClusterError, match="failed 1 times.*the same command goes on"):
-            trained_on_ray(config)
-    finally:
-        ended.set()
-        thread.join()
+    with pytest.raises(ClusterError, match="failed 1 times.*the same command goes on"):
+        trained_on_ray(config, kill_a_worker)
+    assert killed
     assert prepare(config).resumed_step > 0
+
+
+def test_a_signal_ends_the_workers_with_a_checkpoint_and_the_same_command_goes_on(
+    ray_cluster, toy, tmp_path
+):
+    values = toy_config(toy, Path("model"), max_steps=10**6)
+    values["run"] |= {"num_workers": 2, "checkpoint_steps": 5}
+    (tmp_path / "config.yaml").write_text(json.dumps(values))
+    address = ray_cluster.get_runtime_context().gcs_address
+    step = 0
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        with subprocess.Popen(
+            [sys.executable, "-m", "jobs.pretrain", "--config", "config.yaml", "--json"],
+            cwd=tmp_path,
+            env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as running:
+            while newest_step(tmp_path / "model.training") <= step:
+                assert running.poll() is None, running.communicate()
+                time.sleep(0.05)
+            step = newest_step(tmp_path / "model.training")
+            running.send_signal(number)
+            output, log = running.communicate(timeout=240)
+        assert running.returncode == code, log
+        assert json.loads(output)["status"] == "interrupted"
+        assert "Traceback" not in log
+        last = newest_step(tmp_path / "model.training")
+        assert f"stopped after step {last}; the same command goes on from there" in log
+        assert last >= step
+        step = last
+    assert not (tmp_path / "model").exists()
+    config = config_of(toy, tmp_path / "model", max_steps=step + 1, num_evaluations=1)
+    prepared = prepare(config)
+    record = finish(prepared, train_here(prepared.task, silent))
+    assert [crew["num_workers"] for crew in record["workers"]] == [2, 1]
+    assert list(losses_of(config)) == list(range(1, step + 2))
+
+
+class InterruptAt(logging.Handler):
+    """Ctrl-C as soon as a message is logged."""
+
+    def __init__(self, message):
+        super().__init__()
+        self.message, self.heard = message, []
+
+    def emit(self, record):
+        if self.message in record.getMessage():
+            self.heard.append(record.getMessage())
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_training_without_room_says_so_and_can_be_stopped(toy, tmp_path):
+    config = config_of(toy, tmp_path / "model", run={"num_workers": 6})
+    task = prepare(config).task
+    handler = InterruptAt("waiting for room")
+    logging.getLogger("pipeline").addHandler(handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_on_ray(task, silent)
+    finally:
+        logging.getLogger("pipeline").removeHandler(handler)
+    assert "the training asks for 6 workers with 1 CPU each" in handler.heard[0]
+    assert "the 1 nodes of the cluster have 4 CPU" in handler.heard[0]
+
+
+def test_room_that_others_hold_is_not_waited_for_where_fewer_workers_may_train(
+    ray_cluster, toy, tmp_path
+):
+    others = placement_group([{"CPU": 3}])
+    assert others.wait(60)
+    try:
+        run = {"num_workers": 2, "min_workers": 1}
+        _, end = trained_on_ray(config_of(toy, tmp_path / "model", run=run, max_steps=3))
+    finally:
+        remove_placement_group(others)
+    assert end.crews == (CrewSpan(0, 1),)
 
 
 def test_what_a_worker_says_reaches_the_user(toy, tmp_path):

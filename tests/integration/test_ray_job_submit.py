@@ -18,7 +18,7 @@ from ray.job_submission import JobSubmissionClient
 from pipeline.snapshot.read import open_snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 300
 
 
 def _free_port():
@@ -31,7 +31,12 @@ def _free_port():
 def cluster():
     """A head node of its own, as `ray start --head` makes it; yields its dashboard's address."""
     binaries = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        # A slow machine may need longer than the 3 s after which Ray kills a job that it stops.
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    }
     dashboard = _free_port()
     with tempfile.TemporaryDirectory(prefix="rs", dir="/tmp") as folder:
         command = [
@@ -119,12 +124,12 @@ def _submit_once(cluster, *arguments):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_a_submitted_job_commits_a_snapshot_and_a_failed_one_leaves_its_status(
     cluster, shared, tmp_path
 ):
@@ -161,7 +166,7 @@ def test_a_submitted_job_commits_a_snapshot_and_a_failed_one_leaves_its_status(
     assert "nowhere" in status["error"]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_a_job_that_is_stopped_says_so_and_the_next_one_goes_on(cluster, shared, tmp_path):
     address, environment = cluster
     sentence = "The quick document number {n} has words that take some time to embed. "
@@ -183,9 +188,7 @@ def test_a_job_that_is_stopped_says_so_and_the_next_one_goes_on(cluster, shared,
     flags = ["--config", str(config), "--result", str(result)]
     with ThreadPoolExecutor(1) as pool:
         submitted = pool.submit(_submit, cluster, *flags)
-        deadline = time.monotonic() + 240
         while not list(tmp_path.glob("vectors/_runs/*/" + "[0-9a-f]" * 32 + ".json")):
-            assert time.monotonic() < deadline
             assert not submitted.done(), submitted.result().stdout
             time.sleep(0.1)
         client = JobSubmissionClient(address)

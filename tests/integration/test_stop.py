@@ -63,17 +63,16 @@ def recorded_documents(tmp_path):
 
 
 @pytest.mark.shared
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_ends_cleanly_and_the_next_one_resumes_it(config, tmp_path, number, code):
     process = start(config, tmp_path)
     try:
-        deadline = time.monotonic() + 200
-        while len(recorded_documents(tmp_path)) < 3 and time.monotonic() < deadline:
+        while len(recorded_documents(tmp_path)) < 3:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         process.send_signal(number)
-        output, log = process.communicate(timeout=60)
+        output, log = process.communicate(timeout=240)
     finally:
         process.kill()
         process.wait()
@@ -90,7 +89,7 @@ def test_a_stopped_run_ends_cleanly_and_the_next_one_resumes_it(config, tmp_path
     assert 0 < recorded < NUM_DOCUMENTS
 
     again = start(config, tmp_path)
-    output, log = again.communicate(timeout=300)
+    output, log = again.communicate(timeout=480)
     assert again.returncode == 0, log
     result = json.loads(output)["result"]
     # An actor may have come to the end of its block before it was ended.

@@ -1,6 +1,7 @@
 """`elmo pretrain` from the command line."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -72,20 +73,24 @@ def test_a_model_is_replaced_only_when_asked(config_file, tmp_path, capsys):
 
 def test_a_training_that_is_stopped_goes_on_with_the_same_command(config_file, tmp_path):
     command = [sys.executable, "-m", "jobs", "pretrain", "--config", str(config_file), "--json"]
-    command += ["--set", "training.max_steps=1000", "--set", "run.checkpoint_interval_s=0.2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+    # The first run never ends by itself, however late the signal comes.
+    endless = [*command, "--set", "training.max_steps=1000000"]
+    endless += ["--set", "run.checkpoint_interval_s=0.2"]
+    with subprocess.Popen(endless, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         while not list((tmp_path / "model.training/checkpoints").glob("*/checkpoint.json")):
             assert running.poll() is None
             time.sleep(0.05)
         running.send_signal(signal.SIGTERM)
-        output, told = running.communicate(timeout=60)
+        output, told = running.communicate(timeout=240)
     assert running.returncode == 143
     assert json.loads(output)["status"] == "interrupted"
     assert b"the same command goes on from there" in told
     assert not (tmp_path / "model").exists()
-    again = subprocess.run(command, capture_output=True, timeout=120, check=True)
-    assert b"going on from step" in again.stderr
-    assert json.loads(again.stdout)["result"]["steps"] == 1000
+    step = int(re.search(rb"stopped after step (\d+);", told)[1])
+    again = [*command, "--set", f"training.max_steps={step + 5}"]
+    done = subprocess.run(again, capture_output=True, timeout=240, check=True)
+    assert f"going on from step {step}, " in done.stderr.decode()
+    assert json.loads(done.stdout)["result"]["steps"] == step + 5
 
 
 def test_a_missing_corpus_is_an_error_of_the_source(config_file, capsys):

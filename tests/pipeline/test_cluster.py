@@ -1,8 +1,12 @@
 """Actors are fitted to the cluster before anything starts, with room left to read."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from pipeline.cluster import NodeResources, allocate
+from pipeline.cluster import MAX_STARTS, NodeResources, allocate, start_here
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError
 
@@ -77,3 +81,61 @@ def test_a_head_without_cpus_is_no_place_for_actors():
 def test_what_does_not_fit_is_an_error_that_says_what_to_change(config, cluster, message):
     with pytest.raises(ClusterError, match=message):
         allocate(config, cluster)
+
+
+class LateRay:
+    """A start of Ray that fails so often, as on a machine that is too busy."""
+
+    def __init__(self, failures):
+        self.failures, self.starts = failures, 0
+
+    def __call__(self):
+        self.starts += 1
+        if self.starts <= self.failures:
+            raise RuntimeError("The current node timed out\nduring startup.")
+
+
+def test_a_ray_that_starts_late_is_started_again_and_said(caplog):
+    late = LateRay(MAX_STARTS - 1)
+    start_here(late, pause_s=0)
+    assert late.starts == MAX_STARTS
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"Ray did not start (The current node timed out during startup.); try {start} of 3"
+        for start in (2, 3)
+    ]
+
+
+def test_a_ray_that_never_starts_is_an_error_that_says_what_to_do():
+    late = LateRay(MAX_STARTS)
+    message = "in 3 tries, the last time with: The current node timed out.*run again"
+    with pytest.raises(ClusterError, match=message):
+        start_here(late, pause_s=0)
+    assert late.starts == MAX_STARTS
+
+
+def test_what_came_up_half_is_ended_before_the_next_try():
+    processes = []
+
+    def half_started():
+        processes.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+        if len(processes) == 1:
+            raise RuntimeError("late")
+
+    start_here(half_started, pause_s=0)
+    first, second = processes
+    assert first.wait(timeout=60) == -signal.SIGKILL
+    assert second.poll() is None
+    second.communicate(b"\n", timeout=60)
+
+
+def test_ctrl_c_is_no_reason_to_start_ray_again():
+    starts = []
+
+    def interrupted():
+        starts.append(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start_here(interrupted, pause_s=0)
+    assert len(starts) == 1
