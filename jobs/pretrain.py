@@ -67,6 +67,8 @@ def run(call: Call) -> JobResult:
 
 
 def _tell(prepared: Prepared) -> None:
+    from pipeline.storage import open_storage
+
     text = prepared.task.text
     log.info(
         "training on %d documents with %d tokens; %d documents held out; a vocabulary of %d words "
@@ -77,6 +79,9 @@ def _tell(prepared: Prepared) -> None:
         len(prepared.task.words),
         100 * prepared.covered_share,
     )
+    storage = open_storage(prepared.task.work)
+    folders = ", ".join(storage.url_of(folder) for folder in text.rejected_folders)
+    text.rejected.tell(text.num_rows, folders)
 
 
 def _train(prepared: Prepared, *, quiet: bool) -> TrainingEnd:

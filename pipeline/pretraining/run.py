@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ from pipeline.storage import Storage, open_storage
 log = logging.getLogger(__name__)
 
 RUN_NAME = "run.json"
-RUN_VERSION = 1
+# 1 had text of another format.
+RUN_VERSION = 2
 TEXT = "text"
 HELD_OUT_TEXT = "held-out-text"
 MAX_RUN_BYTES = 1 << 28
@@ -160,7 +161,7 @@ def make_record(prepared: Prepared, end: TrainingEnd, step: int) -> dict[str, An
         "parameters": end.num_parameters,
         "train": _amount(text, "train"),
         "held_out": _amount(text, "held_out"),
-        "rejected_by_code": dict(text.rejected_by_code),
+        "rejected_by_code": dict(text.rejected.by_code),
         "vocabulary": {"words": len(task.words), "covered_share": prepared.covered_share},
         "perplexity": [asdict(measurement) for measurement in end.curve],
         "config": task.config.model_dump(mode="json"),
@@ -203,12 +204,12 @@ def _decided(
         other = prepare_text(
             storage, HELD_OUT_TEXT, config.held_out, config.text, 0.0, run_tasks, on_progress
         )
-        text = PreparedText(
-            text.train,
-            other.train,
-            text.num_train_documents,
-            other.num_train_documents,
-            text.rejected_by_code,
+        text.rejected.add(other.rejected)
+        text = replace(
+            text,
+            held_out=other.train,
+            num_held_out_documents=other.num_train_documents,
+            rejected_folders=(*text.rejected_folders, *other.rejected_folders),
         )
     vocabulary, covered_share = make_vocabulary(config.vocabulary, storage, text)
     num_streams = streams_for(
