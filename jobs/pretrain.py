@@ -92,7 +92,7 @@ def _train(prepared: Prepared, *, quiet: bool) -> TrainingEnd:
     by_steps = training.max_steps is not None
     total = training.max_steps if by_steps else round(training.max_seconds or 0)
     unit = "steps" if by_steps else "seconds"
-    with Progress(total, unit=unit, interval_s=5.0, quiet=quiet) as progress:
+    with Progress(total, unit=unit, interval_s=5.0, quiet=quiet, with_rate=False) as progress:
 
         def show(steps: int, seconds: float, tokens: int, note: str) -> None:
             if by_steps:

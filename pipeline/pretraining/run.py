@@ -53,7 +53,13 @@ HELD_OUT_TEXT = "held-out-text"
 MAX_RUN_BYTES = 1 << 28
 # What may change between an interruption and the run that goes on.
 _FREE_SECTIONS = ("output", "run")
-_FREE_IN_TRAINING = ("max_seconds", "max_steps", "num_evaluations", "max_held_out_tokens")
+_FREE_IN_TRAINING = (
+    "max_seconds",
+    "max_steps",
+    "num_evaluations",
+    "max_held_out_tokens",
+    "learning_rate",
+)
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,7 @@ def make_record(prepared: Prepared, end: TrainingEnd, step: int) -> dict[str, An
         "train_seconds": round(seconds, 3),
         "tokens_per_s": round(end.tokens / seconds, 1) if seconds else 0.0,
         "waited_for_text_s": round(end.waited_seconds, 3),
+        "waited_for_text_share": round(end.waited_seconds / seconds, 4) if seconds else 0.0,
         "num_threads": end.num_threads,
         "num_workers": max(task.config.run.num_workers, 1),
         "torch": torch.__version__,
