@@ -37,6 +37,7 @@ def run(call: Call) -> JobResult:
         return _planned(config, measured, discovery)
     with Progress(None, unit="documents", quiet=call.quiet) as progress:
         report = measure(config, measured, discovery, progress.update)
+    report.rejected.tell(report.num_documents + report.rejected.total)
     return _done(config, measured, report)
 
 
@@ -81,7 +82,8 @@ def _done(config: PerplexityConfig, measured: MeasuredModel, report: PerplexityR
         "documents": report.num_documents,
         "sentences": report.num_sentences,
         "tokens": report.num_tokens,
-        "rejected": report.num_rejected,
+        "rejected": report.rejected.total,
+        "rejected_by_code": report.rejected.by_code,
         "cut_tokens": report.num_cut_tokens,
         "state": config.evaluation.state,
         "batch_size": report.batch_size,
@@ -103,7 +105,7 @@ def _done(config: PerplexityConfig, measured: MeasuredModel, report: PerplexityR
         f"perplexity {result.describe()}",
         f"{result.num_predictions:,} predictions a direction; {how}",
         f"{report.num_tokens:,} tokens in {report.num_sentences:,} sentences of "
-        f"{report.num_documents:,} documents ({report.num_rejected:,} rejected); "
+        f"{report.num_documents:,} documents ({report.rejected.total:,} rejected); "
         f"{report.unknown_share:.1%} of the targets are <UNK>",
         f"in {format_duration(report.seconds)} ({report.tokens_per_s:,.0f} tokens/s), "
         f"{config.model.dtype}, {kernel.name} kernel on {measured.model.device}",

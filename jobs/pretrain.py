@@ -68,6 +68,8 @@ def run(call: Call) -> JobResult:
 
 
 def _tell(prepared: Prepared) -> None:
+    from pipeline.storage import open_storage
+
     text = prepared.task.text
     log.info(
         "training on %d documents with %d tokens; %d documents held out; a vocabulary of %d words "
@@ -78,6 +80,9 @@ def _tell(prepared: Prepared) -> None:
         len(prepared.task.words),
         100 * prepared.covered_share,
     )
+    storage = open_storage(prepared.task.work)
+    folders = ", ".join(storage.url_of(folder) for folder in text.rejected_folders)
+    text.rejected.tell(text.num_rows, folders)
 
 
 def _train(prepared: Prepared, *, quiet: bool) -> TrainingEnd:
@@ -88,7 +93,7 @@ def _train(prepared: Prepared, *, quiet: bool) -> TrainingEnd:
     by_steps = training.max_steps is not None
     total = training.max_steps if by_steps else round(training.max_seconds or 0)
     unit = "steps" if by_steps else "seconds"
-    with Progress(total, unit=unit, interval_s=5.0, quiet=quiet) as progress:
+    with Progress(total, unit=unit, interval_s=5.0, quiet=quiet, with_rate=False) as progress:
 
         def show(steps: int, seconds: float, tokens: int, note: str) -> None:
             if by_steps:

@@ -96,7 +96,7 @@ def _report(config: VocabularyConfig, counted: CountedWords, seconds: float) -> 
         "covered_share": counted.covered_share,
         "faulty_words": words.num_faulty,
         "faulty_tokens": words.num_faulty_tokens,
-        "rejected": dict(sorted(read.rejected_by_code.items())),
+        "rejected": dict(sorted(read.rejected.by_code.items())),
         "seconds": round(seconds, 3),
         "tokens_per_s": read.tokens / seconds,
     }
@@ -125,7 +125,7 @@ def _describe(report: dict[str, Any]) -> str:
         )
     if report["rejected"]:
         codes = ", ".join(f"{count:,} {code}" for code, count in report["rejected"].items())
-        lines.append(f"rejected rows: {codes}; the log has one of each")
+        lines.append(f"rejected rows: {codes}; the log has the first of each")
     lines.append(f"vocabulary: {', '.join(report['files'])}")
     return "\n".join(lines)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.records import RejectedRow, RejectedRows, SourceSplit
-from pipeline.rejected import count_by_code
+from pipeline.records import SourceSplit
+from pipeline.rejected import RejectedTally
 from pipeline.sources.read import read_documents
 from pipeline.text import tokenise
 from pipeline.vocabulary_config import VocabularyConfig
@@ -17,41 +17,19 @@ from pipeline.word_counts import HeldCounts, split_by_bucket
 
 @dataclass
 class ReadTally:
-    """What reading met. `examples` has a rejected row of every code in `rejected_by_code`."""
+    """What reading met."""
 
     documents: int = 0
     tokens: int = 0
     cut_tokens: int = 0
-    rejected_by_code: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, RejectedRow] = field(default_factory=dict)
+    rejected: RejectedTally = field(default_factory=RejectedTally)
 
     def add(self, other: ReadTally) -> None:
         """Add another tally to this one."""
         self.documents += other.documents
         self.tokens += other.tokens
         self.cut_tokens += other.cut_tokens
-        self._add_rejected(other.rejected_by_code)
-        self.examples = other.examples | self.examples
-
-    def reject(self, rejected: RejectedRows) -> None:
-        """Count rejected rows."""
-        if not len(rejected):
-            return
-        by_code = count_by_code(rejected.table)
-        codes = rejected.table["code"].combine_chunks()
-        for code in by_code.keys() - self.examples.keys():
-            first = rejected.table.slice(codes.index(code).as_py(), 1)
-            (self.examples[code],) = RejectedRows(first)
-        self._add_rejected(by_code)
-
-    @property
-    def rejected(self) -> int:
-        """Rejected rows."""
-        return sum(self.rejected_by_code.values())
-
-    def _add_rejected(self, by_code: dict[str, int]) -> None:
-        for code, count in by_code.items():
-            self.rejected_by_code[code] = self.rejected_by_code.get(code, 0) + count
+        self.rejected.add(other.rejected)
 
 
 def count_group(
@@ -71,7 +49,7 @@ def count_group(
     tally = ReadTally()
     for split in splits:
         for batch in read_documents(split, config.source, config.text):
-            tally.reject(batch.rejected)
+            tally.rejected.reject(batch.rejected.table)
             if not batch.documents.num_rows:
                 continue
             tokenised = tokenise(batch.documents, config.text)

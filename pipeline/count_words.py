@@ -30,7 +30,7 @@ from pipeline.count_tasks import ReadTally, count_group
 from pipeline.errors import ConfigError, EmptySourceError
 from pipeline.merge_tree import FAN_IN, MergeTree
 from pipeline.plan import group_splits
-from pipeline.records import RejectedRows, SourceSplit, rejected_table
+from pipeline.records import SourceSplit, rejected_table
 from pipeline.rejected import check_rejected
 from pipeline.sources.discover import Discovery
 from pipeline.vocabulary_config import VocabularyConfig
@@ -115,7 +115,7 @@ def count_words(
     timeout_s = config.run.no_progress_timeout_s
     with ray_errors():
         reading = _Reading(config, plan, on_progress)
-        reading.tally.reject(RejectedRows(rejected_table(discovery.rejected)))
+        reading.tally.rejected.reject(rejected_table(discovery.rejected))
         reading.run()
         _check_read(config, reading.tally)
         finish_task = ray.remote(num_returns=2)(finish_bucket)
@@ -228,17 +228,9 @@ def _name(group: Sequence[SourceSplit]) -> str:
 
 def _check_read(config: VocabularyConfig, read: ReadTally) -> None:
     paths = ", ".join(config.source.paths)
-    num_rows = read.documents + read.rejected
-    for code, row in read.examples.items():
-        log.warning(
-            "%d rows were rejected as %s, such as %s, offset %s: %s",
-            read.rejected_by_code[code],
-            code,
-            row.source,
-            row.offset,
-            row.message,
-        )
-    check_rejected(read.rejected_by_code, num_rows, config.run.reject_limits, paths)
+    num_rows = read.documents + read.rejected.total
+    read.rejected.tell(num_rows)
+    check_rejected(read.rejected.by_code, num_rows, config.run.reject_limits, paths)
     if not read.documents:
         raise EmptySourceError(
             f"{paths}: expected at least one document to count the words of, found none among "

@@ -24,6 +24,7 @@ from elmo_model.vocabulary import Vocabulary
 from pipeline.errors import EmptySourceError
 from pipeline.language_model_files import LanguageModelFiles
 from pipeline.perplexity_config import EvaluationConfig, PerplexityConfig
+from pipeline.rejected import RejectedTally, describe_row
 from pipeline.sentence_stream import SentenceStream
 from pipeline.sources.discover import Discovery
 
@@ -60,7 +61,7 @@ class PerplexityReport:
     num_documents: int
     num_sentences: int
     num_tokens: int
-    num_rejected: int
+    rejected: RejectedTally
     num_cut_tokens: int
     num_dropped: int
     unknown_share: float
@@ -142,7 +143,7 @@ def measure(
         num_documents=stream.num_documents,
         num_sentences=stream.num_sentences,
         num_tokens=stream.num_tokens,
-        num_rejected=stream.num_rejected,
+        rejected=stream.rejected,
         num_cut_tokens=stream.num_cut_tokens,
         num_dropped=stream.num_predictions - sums.num_predictions,
         unknown_share=num_unknown / (options.num_directions * sums.num_predictions),
@@ -196,9 +197,15 @@ def _check_enough(
 ) -> None:
     where = ", ".join(config.source.paths)
     if not stream.num_sentences:
+        why = "give text, or name another source"
+        if stream.rejected.total:
+            first = describe_row(stream.rejected.shown[0])
+            why = (
+                f"since all {stream.rejected.total:,} rows were rejected "
+                f"({stream.rejected.describe()}), the first as {first}; mend the input"
+            )
         raise EmptySourceError(
-            f"{where}: expected text to measure with, found no document with a token "
-            f"({stream.num_rejected} rejected)"
+            f"{where}: expected text to measure with, found no document with a token; {why}"
         )
     if not sums.num_predictions:
         steps = config.evaluation.unroll_steps or 1

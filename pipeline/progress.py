@@ -34,6 +34,7 @@ class Progress:
         interval_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
         quiet: bool = False,
+        with_rate: bool = True,
     ) -> None:
         """Start the clock; nothing is written before the first update.
 
@@ -44,6 +45,7 @@ class Progress:
             interval_s: seconds between two lines where the stream is not a terminal.
             clock: monotonic seconds.
             quiet: write nothing at all.
+            with_rate: show the rate and the time left; False where the notes have them.
         """
         self._total = total
         self._unit = unit
@@ -52,6 +54,7 @@ class Progress:
         self._pause_s = REDRAW_S if self._in_place else interval_s
         self._clock = clock
         self._quiet = quiet
+        self._with_rate = with_rate
         self._start_s = clock()
         self._next_s = self._start_s + (0.0 if self._in_place else min(1.0, interval_s))
         self._history: deque[tuple[float, int, int]] = deque([(self._start_s, 0, 0)])
@@ -107,12 +110,12 @@ class Progress:
         parts = [f"{done:,}{'' if self._total is None else f'/{self._total:,}'} {self._unit}"]
         if self._total:
             parts.append(f"{min(done / self._total, 1.0):.0%}")
-        if tokens:
+        if tokens and self._with_rate:
             parts.append(f"{(tokens - first_tokens) / window_s:,.0f} tokens/s")
-        elif done:
+        elif done and self._with_rate:
             parts.append(f"{(done - first_done) / window_s:,.0f} {self._unit}/s")
         rate = (done - first_done) / window_s
-        if self._total is not None and rate > 0 and done < self._total:
+        if self._with_rate and self._total is not None and rate > 0 and done < self._total:
             left_s = (self._total - done) / rate - (now_s - last_s)
             parts.append(f"ETA {format_duration(max(left_s, 0.0))}")
         parts.append(f"elapsed {format_duration(elapsed_s)}")

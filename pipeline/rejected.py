@@ -1,4 +1,4 @@
-"""Write rejected rows beside the snapshot, where a person or a later run finds them. Knows no Ray.
+"""Write rejected rows where a person or a later run finds them, and tell of them. Knows no Ray.
 
 `_rejected/<run>/<uuid>.parquet` in the output's storage, one row (REJECTED_SCHEMA) for each piece
 of input that was not embedded. The files are ordinary Parquet; no reader of vectors lists them.
@@ -6,10 +6,15 @@ of input that was not embedded. The files are ordinary Parquet; no reader of vec
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,12 +22,133 @@ import pyarrow.parquet as pq
 
 from pipeline.config import RunConfig
 from pipeline.errors import TooManyRejectsError
-from pipeline.records import REJECTED_SCHEMA, RejectedRow, rejected_table
-from pipeline.storage import Storage
+from pipeline.records import REJECTED_SCHEMA, RejectedRow, RejectedRows, rejected_table
+from pipeline.storage import OutputFile, Storage
+
+log = logging.getLogger(__name__)
 
 # Equal texts without ids of their own are one document: a row that says so is no fault of the input
 # and counts for no limit.
 HARMLESS_CODES = frozenset({"duplicate_text"})
+# So many rows of each code are shown.
+NUM_SHOWN = 3
+
+
+@dataclass
+class RejectedTally:
+    """How many rows were rejected for each reason, and the first NUM_SHOWN of each."""
+
+    by_code: dict[str, int] = field(default_factory=dict)
+    shown: list[RejectedRow] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RejectedTally:
+        """Of what `dataclasses.asdict` made of one."""
+        return cls(dict(values["by_code"]), [RejectedRow(**row) for row in values["shown"]])
+
+    @property
+    def total(self) -> int:
+        """Rejected rows."""
+        return sum(self.by_code.values())
+
+    def reject(self, table: pa.Table) -> None:
+        """Count rejected rows (REJECTED_SCHEMA)."""
+        if not table.num_rows:
+            return
+        codes = table["code"].combine_chunks()
+        shown: list[RejectedRow] = []
+        for code in codes.unique().to_pylist():
+            places = pc.indices_nonzero(pc.equal(codes, code)).slice(0, NUM_SHOWN)
+            shown += RejectedRows(table.take(places))
+        self.add(RejectedTally(count_by_code(table), shown))
+
+    def add(self, other: RejectedTally) -> None:
+        """Add another tally to this one."""
+        for code, count in other.by_code.items():
+            self.by_code[code] = self.by_code.get(code, 0) + count
+        num_shown = Counter(row.code for row in self.shown)
+        for row in other.shown:
+            num_shown[row.code] += 1
+            if num_shown[row.code] <= NUM_SHOWN:
+                self.shown.append(row)
+
+    def describe(self) -> str:
+        """Reasons and counts, most first: `12 empty_text, 1 bad_json`."""
+        most_first = sorted(self.by_code.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(f"{count:,} {code}" for code, count in most_first if count)
+
+    def tell(self, num_rows: int, where: str | None = None) -> None:
+        """Log what was rejected, if anything was.
+
+        Args:
+            num_rows: of the input, rejected ones included.
+            where: the file or directory that has all of them.
+        """
+        if not self.total:
+            return
+        all_of_them = "" if where is None else f"; all of them with place and reason: {where}"
+        log.warning(
+            "%s of %s rows were rejected: %s%s",
+            f"{self.total:,}",
+            f"{num_rows:,}",
+            self.describe(),
+            all_of_them,
+        )
+        for row in self.shown:
+            log.warning("rejected as %s", describe_row(row))
+
+
+def describe_row(row: RejectedRow) -> str:
+    """Reason, place and message of a rejected row, for people."""
+    place = row.source if row.offset is None else f"{row.source}, offset {row.offset}"
+    return f"{row.code}: {place}: {row.message}"
+
+
+class RejectedFile:
+    """One Parquet file of rejected rows, written as they come; without rows there is none.
+
+    Use as a context manager: after an exception there is no file, either.
+    """
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        """Write to `path`, replacing what is there."""
+        self._storage, self._path = storage, path
+        self._output: OutputFile | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> RejectedFile:
+        """Return itself."""
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows (REJECTED_SCHEMA)."""
+        if not table.num_rows:
+            return
+        if self._writer is None:
+            self._output = self._storage.create_output(self._path)
+            self._writer = pq.ParquetWriter(self._output, REJECTED_SCHEMA, compression="zstd")
+        self._writer.write_table(table.cast(REJECTED_SCHEMA))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finish the file, or leave none."""
+        if self._output is None or self._writer is None:
+            return
+        if error is not None:
+            self._output.abort()
+            # It would write its footer when it is collected.
+            with contextlib.suppress(ValueError, OSError):
+                self._writer.close()
+            return
+        try:
+            self._writer.close()
+            self._output.close()
+        finally:
+            self._output.abort()
 
 
 def write_rejected(storage: Storage, run_id: str, rows: Sequence[RejectedRow] | pa.Table) -> str:
@@ -86,8 +212,7 @@ def check_rejected(
         limits.append(f"run.max_rejected_share = {run.max_rejected_share:.2%}")
     if not limits:
         return
-    most_first = sorted(by_code.items(), key=lambda item: (-item[1], item[0]))
-    codes = ", ".join(f"{count:,} {code}" for code, count in most_first if count)
+    codes = RejectedTally(dict(by_code)).describe()
     reasons = f" Source, offset and reason of each: {files[0]}" if files else ""
     more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
     raise TooManyRejectsError(

@@ -12,6 +12,8 @@ import numpy as np
 from elmo_model.lm_batches import Corpus, Ids, WordTable
 from pipeline.config import SourceConfig, TextConfig
 from pipeline.embed import token_window
+from pipeline.records import rejected_table
+from pipeline.rejected import RejectedTally
 from pipeline.sources.discover import Discovery
 from pipeline.sources.read import read_documents
 from pipeline.text import tokenise
@@ -36,7 +38,8 @@ class SentenceStream:
         self._table = table
         self._max_tokens = max_tokens
         self.num_documents = self.num_sentences = self.num_tokens = self.num_cut_tokens = 0
-        self.num_rejected = len(discovery.rejected)
+        self.rejected = RejectedTally()
+        self.rejected.reject(rejected_table(discovery.rejected))
 
     @property
     def num_predictions(self) -> int:
@@ -52,7 +55,7 @@ class SentenceStream:
         """
         for split in self._discovery.splits:
             for batch in read_documents(split, source, text):
-                self.num_rejected += len(batch.rejected)
+                self.rejected.reject(batch.rejected.table)
                 if not batch.documents.num_rows:
                     continue
                 documents = tokenise(batch.documents, text)

@@ -254,6 +254,30 @@ class Storage:
             )
         return data
 
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a file, which has them; in a store with one request.
+
+        Raises:
+            CorruptFileError: the file ends earlier.
+        """
+        self._check_file(path)
+        full = self._full(path)
+        with self._reporting("read", path):
+            if self._scheme == "s3":
+                data: bytes = self._filesystem.read_range(full, start, end, "")
+            elif self.is_local:
+                with open(full, "rb") as file:
+                    file.seek(start)
+                    data = file.read(end - start)
+            else:
+                data = self._filesystem.cat_file(full, start=start, end=end)
+        if len(data) != end - start:
+            raise CorruptFileError(
+                f"{redact_url(self._where(path))}: expected bytes {start} to {end}, found "
+                f"{len(data)} bytes there, so it is not what was written here; restore it"
+            )
+        return data
+
     def put_if_absent(self, path: str, data: bytes) -> None:
         """Create a file with this content, unless there is one.
 

@@ -36,6 +36,11 @@ class OutputFile(ABC):
 
     _finished = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._finished
+
     def write(self, data: bytes | memoryview) -> int:
         """Append bytes; returns their number.
 

@@ -7,11 +7,14 @@ there is no checkpoint. Knows no training: tensors by name, and a record.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -153,6 +156,19 @@ class Checkpoints:
         for info in self._storage.list_files(self._folder):
             if info.path.rsplit("/", 1)[0] not in kept:
                 self._storage.delete(info.path)
+        self._remove_directories(kept)
+
+    def _remove_directories(self, kept: set[str]) -> None:
+        """On a disk: what is left of removed checkpoints, and what a killed writer left."""
+        if not self._storage.is_local:
+            return
+        folder = Path(self._storage.url_of(self._folder))
+        for directory in folder.glob("step-*"):
+            if f"{self._folder}/{directory.name}" not in kept:
+                shutil.rmtree(directory, ignore_errors=True)
+        if not kept:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def _place(self, step: int) -> str:
         return f"{self._folder}/step-{step:09d}"

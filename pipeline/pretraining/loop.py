@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,7 +33,14 @@ from pipeline.pretraining.checkpoints import Checkpoint, Checkpoints
 from pipeline.pretraining.config import PretrainConfig
 from pipeline.pretraining.crew import Crew
 from pipeline.pretraining.held_out import HeldOutText
-from pipeline.pretraining.metrics import Measurement, Metrics, StepMetrics, describe
+from pipeline.pretraining.metrics import (
+    Measurement,
+    Metrics,
+    StepMetrics,
+    describe,
+    describe_progress,
+)
+from pipeline.pretraining.pace import Pace, PaceMeter
 from pipeline.pretraining.prefetch import Prefetched
 from pipeline.pretraining.scalars import TensorBoard
 from pipeline.pretraining.schedule import learning_rate
@@ -51,8 +58,10 @@ CACHED_UNITS = 8
 # The loss that is shown is averaged over about this many steps.
 LOSS_WINDOW_STEPS = 50
 
-# Steps, seconds of training, tokens, and a note with loss and perplexity.
+# Steps, seconds of training, tokens, and a note with pace, loss, perplexity and more.
 OnProgress = Callable[[int, float, int, str], None]
+# A batch, and the places of the streams after it.
+Batch = tuple[LmBatch, tuple[Snapshot, ...]]
 # Whether the training shall stop now, with a checkpoint.
 Interrupt = Callable[[], bool]
 
@@ -145,8 +154,9 @@ class _Loop:
         self._tokens = 0
         self._positions: list[StreamPosition] | None = None
         self._snapshots: tuple[Snapshot, ...] = ()
-        self._seconds_before = 0.0
+        self._seconds_before = self._waited_before = 0.0
         self._evaluation_seconds = 0.0
+        self._meter = PaceMeter()
         self._checkpoint_step: int | None = None
         self._frozen_V: Tensor | None = None
         self._held_out: HeldOutText | None = None
@@ -157,17 +167,20 @@ class _Loop:
         self._batches = self._open_text(rows_per_stream)
         if not self._crews or self._crews[-1].num_workers != crew.size:
             self._crews.append(CrewSpan(self._state.step, crew.size))
+        self._ready: Prefetched[Batch] | None = None
         directory = task.config.run.tensorboard_directory if crew.rank == 0 else None
         self._board = TensorBoard(directory, self._state.step)
         self._start = self._checkpointed = time.monotonic()
 
     def run(self) -> TrainingEnd:
         """Train to the end, or to an interruption."""
-        state, waited = self._state, 0.0
+        state = self._state
         stopped = False
+        self._note_pace()
         if not self._curve:
             self._measure()
         with self._board, Prefetched(iter(self._batches)) as ready:
+            self._ready = ready
             while True:
                 # One message a step: the first worker's clock decides for all.
                 done, stopped, late = self._crew.share(
@@ -181,14 +194,13 @@ class _Loop:
                 if done >= 1 or stopped:
                     break
                 self._learn(ready, done)
-            waited = ready.waited_s
         if self._metrics is not None:
             self._metrics.write()
         return TrainingEnd(
             step=state.step,
             tokens=self._tokens,
             train_seconds=self._train_seconds(),
-            waited_seconds=waited,
+            waited_seconds=self._waited_seconds(),
             curve=tuple(self._curve),
             num_parameters=sum(p.numel() for p in state.losses.parameters()),
             num_threads=torch.get_num_threads(),
@@ -240,7 +252,7 @@ class _Loop:
         char_cnn = self._task.options.char_cnn
         return WordTable(self._vocabulary, char_cnn.max_characters_per_token if char_cnn else None)
 
-    def _learn(self, ready: Iterator[tuple[LmBatch, tuple[Snapshot, ...]]], done: float) -> None:
+    def _learn(self, ready: Iterator[Batch], done: float) -> None:
         state = self._state
         rate = learning_rate(self._training, state.step, done)
         for group in state.optimizer.param_groups:
@@ -252,14 +264,13 @@ class _Loop:
         try:
             result = train_step(state, batches)
         except ElmoError as error:
-            kept = self._checkpoints.steps()
-            last = f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint yet"
-            raise type(error)(f"{error} ({last}, in {self._storage.url})") from None
+            raise type(error)(f"{error}. {self._after_divergence()}") from None
         weight = state.row_weight / self._crew.size
         losses_S = self._crew.sum(result.losses_S.double().cpu() * weight)
         self._losses.append(float(losses_S.mean()))
         steps = self._training.unroll_steps * self._training.accumulate_batches
         self._tokens += self._training.batch_size * steps
+        pace = self._note_pace()
         if self._metrics is not None:
             metrics = StepMetrics(
                 step=state.step,
@@ -268,18 +279,46 @@ class _Loop:
                 losses=losses_S.tolist(),
                 learning_rate=rate,
                 gradient_norm=float(result.gradient_norm),
+                tokens_per_s=pace.tokens_per_s,
+                left_s=pace.left_s,
+                waited_seconds=round(self._waited_seconds(), 3),
             )
             self._metrics.step(metrics)
             self._board.step(metrics)
-        self._report()
+            self._report(pace, metrics)
 
-    def _report(self) -> None:
+    def _after_divergence(self) -> str:
+        """What is there after a step that failed, and what to do."""
+        if self._metrics is not None:
+            self._metrics.write()
+        kept = self._checkpoints.steps()
+        last = (
+            f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint yet"
+        )
+        return (
+            f"No weight was changed by this step; {last}, in {self._storage.url}. The same command "
+            "with a lower training.learning_rate goes on from there"
+        )
+
+    def _report(self, pace: Pace, metrics: StepMetrics | None = None) -> None:
         if self._crew.rank:
             return
         recent = self._losses[-LOSS_WINDOW_STEPS:]
-        loss = f"loss {sum(recent) / len(recent):.3f}  " if recent else ""
-        note = f"{loss}held-out {describe(self._curve[-1])}" if self._curve else loss
+        loss = sum(recent) / len(recent) if recent else None
+        last = self._curve[-1] if self._curve else None
+        note = describe_progress(pace, loss, metrics, last)
         self._on_progress(self._state.step, self._train_seconds(), self._tokens, note)
+
+    def _note_pace(self) -> Pace:
+        """How fast it goes now, and how long it still takes."""
+        self._meter.note(self._train_seconds(), self._tokens, self._share_done())
+        num_left = self._training.num_evaluations + 1 - len(self._curve)
+        measurement_s = self._curve[-1].measured_in_s if self._curve else 0.0
+        return self._meter.pace(num_left, measurement_s)
+
+    def _waited_seconds(self) -> float:
+        """How long the steps waited for text, those before an interruption included."""
+        return self._waited_before + (self._ready.waited_s if self._ready else 0.0)
 
     def _train_seconds(self) -> float:
         passed = time.monotonic() - self._start - self._evaluation_seconds
@@ -312,14 +351,16 @@ class _Loop:
             )
         measurement = self._crew.share(measurement)
         self._losses.clear()
+        measured_in_s = self._train_seconds() - before
+        self._evaluation_seconds += measured_in_s
+        measurement = replace(measurement, measured_in_s=round(measured_in_s, 3))
         self._curve.append(measurement)
-        self._evaluation_seconds += self._train_seconds() - before
         if self._metrics is not None:
             log.info("step %d: held-out perplexity %s", measurement.step, describe(measurement))
             self._metrics.measured(measurement)
             self._board.measured(measurement)
             self._metrics.write()
-        self._report()
+        self._report(self._note_pace())
 
     def _held_out_text(self) -> Iterator[LmBatch]:
         if self._held_out is None:
@@ -386,6 +427,7 @@ class _Loop:
             "batch": state.batch,
             "tokens": self._tokens,
             "train_seconds": train_seconds,
+            "waited_seconds": self._waited_seconds(),
             "curve": [asdict(measurement) for measurement in self._curve],
             "losses": self._losses,
             "crews": [asdict(crew) for crew in self._crews],
@@ -417,6 +459,7 @@ class _Loop:
             state.step, state.batch = checkpoint.step, int(record["batch"])
             self._tokens = int(record["tokens"])
             self._seconds_before = float(record["train_seconds"])
+            self._waited_before = float(record.get("waited_seconds", 0.0))
             self._curve = [Measurement(**values) for values in record["curve"]]
             self._losses = [float(loss) for loss in record["losses"]]
             spans = [CrewSpan(**values) for values in record.get("crews", [])]

@@ -10,7 +10,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.pretraining.pace import Pace
 from pipeline.storage import Storage
+from pipeline.units import format_duration
 
 METRICS_NAME = "metrics.jsonl"
 MAX_METRICS_BYTES = 1 << 28
@@ -20,7 +22,10 @@ MAX_STEP_LINES = 20_000
 
 @dataclass(frozen=True)
 class Measurement:
-    """Held-out perplexity after `step` steps; `loss` is the mean training loss since the last."""
+    """Held-out perplexity after `step` steps; `loss` is the mean training loss since the last.
+
+    Measuring took `measured_in_s`, which is not part of `train_seconds`.
+    """
 
     step: int
     tokens: int
@@ -29,6 +34,7 @@ class Measurement:
     forward: float
     backward: float | None
     mean: float
+    measured_in_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class StepMetrics:
     """One step: losses of the directions (natural log), and the gradient's norm before clipping.
 
     The losses are of the sampled softmax where training samples, far lower than perplexity's.
+    `tokens_per_s` is of training alone; `left_s` until the end counts measurements, too.
+    `waited_seconds` of the `train_seconds` were spent waiting for text.
     """
 
     step: int
@@ -44,6 +52,9 @@ class StepMetrics:
     losses: list[float]
     learning_rate: float
     gradient_norm: float
+    tokens_per_s: float | None
+    left_s: float | None
+    waited_seconds: float
 
 
 class Metrics:
@@ -96,3 +107,29 @@ def describe(measurement: Measurement) -> str:
     if measurement.backward is not None:
         parts.append(f"backward {measurement.backward:.4g}")
     return ", ".join([*parts, f"mean {measurement.mean:.4g}"])
+
+
+def describe_progress(
+    pace: Pace, loss: float | None, step: StepMetrics | None, last: Measurement | None
+) -> str:
+    """What a running training shows, as far as it is known; what changes most stands first.
+
+    Args:
+        pace: how fast it goes.
+        loss: mean of the last steps.
+        step: the last one.
+        last: the last measurement.
+    """
+    parts = []
+    if pace.tokens_per_s is not None:
+        parts.append(f"{pace.tokens_per_s:,.0f} tokens/s")
+    if pace.left_s is not None:
+        parts.append(f"ETA {format_duration(pace.left_s)}")
+    if loss is not None:
+        parts.append(f"loss {loss:.3f}")
+    if step is not None:
+        parts.append(f"learning rate {step.learning_rate:.2g}")
+        parts.append(f"gradient {step.gradient_norm:.2g}")
+    if last is not None:
+        parts.append(f"held-out perplexity {describe(last)}")
+    return "  ".join(parts)

@@ -1,4 +1,4 @@
-"""Prepare a corpus for training, once: read, tokenise, hold out, write as shards of units.
+"""Prepare a corpus for training, once: read, tokenise, hold out, count, write as shards of units.
 
 A restart goes on with the same text even if the corpus has changed meanwhile, and a pass over it
 costs no tokenising. Where the work runs is the caller's choice (`local`, or Ray: ray_text.py).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -16,17 +15,20 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import SourceConfig, TextConfig
-from pipeline.errors import SourceError
+from pipeline.errors import EmptySourceError
 from pipeline.pretraining.shards import (
+    MANIFEST_VERSION,
+    CountWriter,
     PreparedText,
     Shard,
     ShardWriter,
+    StoredCounts,
     read_prepared,
     write_prepared,
 )
 from pipeline.pretraining.text_part import text_hashes
-from pipeline.records import SourceSplit
-from pipeline.rejected import count_by_code
+from pipeline.records import SourceSplit, rejected_table
+from pipeline.rejected import RejectedFile, RejectedTally, describe_row
 from pipeline.sources.discover import Discovery, discover
 from pipeline.sources.read import read_documents
 from pipeline.storage import Storage
@@ -35,26 +37,31 @@ from pipeline.text import tokenise, tokenizer_fingerprint
 # Input of one task: small files are read many at a time, so that shards are not as small.
 GROUP_BYTES = 64 << 20
 NO_LIMIT = (1 << 31) - 1
+# Where a prepared text keeps what was rejected.
+REJECTED = "rejected"
 
 
 @dataclass(frozen=True)
 class TextGroup:
-    """Some splits that one task prepares, and where to."""
+    """Some splits that one task prepares; its files are in `folder` and have its number."""
 
     splits: tuple[SourceSplit, ...]
-    prefix: str
+    folder: str
+    number: int
 
 
 @dataclass(frozen=True)
 class GroupText:
     """What one task made; `least_hash` is the smallest of its documents' hashes."""
 
+    number: int
     train: tuple[Shard, ...]
     held_out: tuple[Shard, ...]
+    counts: tuple[StoredCounts, ...]
     num_train_documents: int
     num_held_out_documents: int
     least_hash: float
-    rejected_by_code: dict[str, int]
+    rejected: RejectedTally
 
     def to_json(self) -> str:
         """One line of JSON; `from_json` reads it back."""
@@ -65,10 +72,9 @@ class GroupText:
         """Read what `to_json` wrote."""
         values = json.loads(text)
         for name in ("train", "held_out"):
-            values[name] = tuple(
-                Shard(**{**shard, "unit_tokens": tuple(shard["unit_tokens"])})
-                for shard in values[name]
-            )
+            values[name] = tuple(map(Shard.from_json, values[name]))
+        values["counts"] = tuple(StoredCounts(**entry) for entry in values["counts"])
+        values["rejected"] = RejectedTally.from_json(values["rejected"])
         return cls(**values)
 
 
@@ -85,32 +91,45 @@ class GroupTask:
     limit: float
 
     def __call__(self, group: TextGroup) -> GroupText:
-        """Read, tokenise and write one group.
+        """Read, tokenise, count and write one group.
 
         Raises:
             SourceError: an input cannot be read, or changed since it was listed.
             StorageError: a store failed.
         """
-        train = ShardWriter(self.storage, f"{group.prefix}-train")
-        held_out = ShardWriter(self.storage, f"{group.prefix}-held-out")
-        rejected: Counter[str] = Counter()
+        prefix = f"{group.folder}/{group.number:06d}"
+        train = ShardWriter(self.storage, f"{prefix}-train")
+        held_out = ShardWriter(self.storage, f"{prefix}-held-out")
+        counts = CountWriter(self.storage, f"{prefix}-counts")
+        rejected = RejectedTally()
         num_train = num_held_out = 0
         least = 1.0
-        for split in group.splits:
-            for batch in read_documents(split, self.source, self.text):
-                rejected.update(count_by_code(batch.rejected))
-                if not batch.documents.num_rows:
-                    continue
-                hashes_D = text_hashes(batch.documents["text"])
-                tokenised = tokenise(batch.documents, self.text)
-                is_held_out_D = hashes_D < self.limit
-                least = min(least, float(hashes_D.min()))
-                num_held_out += int(is_held_out_D.sum())
-                num_train += int((~is_held_out_D).sum())
-                train.write(tokenised.filter(pa.array(~is_held_out_D)))
-                held_out.write(tokenised.filter(pa.array(is_held_out_D)))
+        with RejectedFile(self.storage, _rejected_path(group.folder, group.number)) as file:
+            for split in group.splits:
+                for batch in read_documents(split, self.source, self.text):
+                    rejected.reject(batch.rejected.table)
+                    file.write(batch.rejected.table)
+                    if not batch.documents.num_rows:
+                        continue
+                    hashes_D = text_hashes(batch.documents["text"])
+                    is_held_out_D = hashes_D < self.limit
+                    least = min(least, float(hashes_D.min()))
+                    num_held_out += int(is_held_out_D.sum())
+                    num_train += int((~is_held_out_D).sum())
+                    tokenised = tokenise(batch.documents, self.text)
+                    held_out.write(tokenised.filter(pa.array(is_held_out_D)))
+                    learned = tokenised.filter(pa.array(~is_held_out_D))
+                    train.write(learned)
+                    counts.add(learned)
         return GroupText(
-            train.close(), held_out.close(), num_train, num_held_out, least, dict(rejected)
+            group.number,
+            train.close(),
+            held_out.close(),
+            counts.close(),
+            num_train,
+            num_held_out,
+            least,
+            rejected,
         )
 
 
@@ -165,17 +184,23 @@ def prepare_text(
         # A hash equal to the smallest is that of a copy. Such a corpus is small.
         limit = float(np.nextafter(least, 2.0))
         results = _run(storage, source, text, limit, groups, run_tasks, on_progress)
-    rejected = Counter(count_by_code(discovery.rejected))
+    rejected = RejectedTally()
+    with RejectedFile(storage, _rejected_path(place, None)) as file:
+        bad_files = rejected_table(discovery.rejected)
+        rejected.reject(bad_files)
+        file.write(bad_files)
     for result in results:
-        rejected.update(result.rejected_by_code)
+        rejected.add(result.rejected)
     prepared = PreparedText(
         train=tuple(shard for result in results for shard in result.train),
         held_out=tuple(shard for result in results for shard in result.held_out),
+        counts=tuple(counts for result in results for counts in result.counts),
         num_train_documents=sum(result.num_train_documents for result in results),
         num_held_out_documents=sum(result.num_held_out_documents for result in results),
-        rejected_by_code=dict(sorted(rejected.items())),
+        rejected=rejected,
+        rejected_folders=(f"{place}/{REJECTED}",) if rejected.total else (),
     )
-    _check(prepared, source, held_out_share)
+    _check(prepared, storage, source, held_out_share)
     write_prepared(storage, place, prepared)
     return prepared
 
@@ -197,27 +222,37 @@ def _run(
         tokens += sum(shard.num_tokens for shard in (*result.train, *result.held_out))
         on_progress(documents, tokens)
     # Tasks end in any order; the text has that of the corpus.
-    return sorted(
-        results,
-        key=lambda result: min(
-            (shard.path for shard in (*result.train, *result.held_out)), default=""
-        ),
-    )
+    return sorted(results, key=lambda result: result.number)
 
 
-def _check(prepared: PreparedText, source: SourceConfig, held_out_share: float) -> None:
+def _check(
+    prepared: PreparedText, storage: Storage, source: SourceConfig, held_out_share: float
+) -> None:
+    tokens = sum(shard.num_tokens for shard in prepared.train)
+    if prepared.num_train_documents and tokens:
+        return
     where = ", ".join(source.paths)
-    rejected = sum(prepared.rejected_by_code.values())
     found = prepared.num_train_documents + prepared.num_held_out_documents
     wanted = "at least two different documents, one to train on and one to measure with"
     if not held_out_share:
         wanted = "at least one document with tokens"
-    tokens = sum(shard.num_tokens for shard in prepared.train)
-    if not prepared.num_train_documents or not tokens:
-        raise SourceError(
-            f"{where}: expected {wanted}, found {found} with {tokens} tokens to train on "
-            f"({rejected} rejected); give more text, or name another source"
+    rejected = prepared.rejected
+    if not rejected.total:
+        raise EmptySourceError(
+            f"{where}: expected {wanted}, found {found}; give more text, or name another source"
         )
+    raise EmptySourceError(
+        f"{where}: expected {wanted}, found {found}, since {rejected.total:,} of "
+        f"{prepared.num_rows:,} rows were rejected ({rejected.describe()}), the first as "
+        f"{describe_row(rejected.shown[0])}. Mend the input, or name another source. All rejected "
+        f"rows: {storage.url_of(prepared.rejected_folders[0])}"
+    )
+
+
+def _rejected_path(folder: str, number: int | None) -> str:
+    """Where a group's rejected rows are; None: files that were rejected when they were listed."""
+    name = "files" if number is None else f"{number:06d}"
+    return f"{folder}/{REJECTED}/{name}.parquet"
 
 
 def _groups(discovery: Discovery, place: str) -> list[TextGroup]:
@@ -229,14 +264,15 @@ def _groups(discovery: Discovery, place: str) -> list[TextGroup]:
             size_bytes = 0
         groups[-1].append(split)
         size_bytes += split.size_bytes
-    return [TextGroup(tuple(group), f"{place}/{number:06d}") for number, group in enumerate(groups)]
+    return [TextGroup(tuple(group), place, number) for number, group in enumerate(groups)]
 
 
 def _key(
     discovery: Discovery, source: SourceConfig, text: TextConfig, held_out_share: float
 ) -> str:
-    """Names the text that comes out: the files as they were listed, and how they are read."""
+    """Names the text that comes out: the files as listed, how they are read, how it is written."""
     parts = [
+        str(MANIFEST_VERSION),
         *(f"{split.path} {split.version} {split.start} {split.end}" for split in discovery.splits),
         source.model_dump_json(),
         text.model_dump_json(),

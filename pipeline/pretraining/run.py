@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -44,13 +44,20 @@ from pipeline.storage import Storage, open_storage
 log = logging.getLogger(__name__)
 
 RUN_NAME = "run.json"
-RUN_VERSION = 1
+# 1 had text of another format.
+RUN_VERSION = 2
 TEXT = "text"
 HELD_OUT_TEXT = "held-out-text"
 MAX_RUN_BYTES = 1 << 28
 # What may change between an interruption and the run that goes on.
 _FREE_SECTIONS = ("output", "run")
-_FREE_IN_TRAINING = ("max_seconds", "max_steps", "num_evaluations", "max_held_out_tokens")
+_FREE_IN_TRAINING = (
+    "max_seconds",
+    "max_steps",
+    "num_evaluations",
+    "max_held_out_tokens",
+    "learning_rate",
+)
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,7 @@ def make_record(prepared: Prepared, end: TrainingEnd, step: int) -> dict[str, An
         "train_seconds": round(seconds, 3),
         "tokens_per_s": round(end.tokens / seconds, 1) if seconds else 0.0,
         "waited_for_text_s": round(end.waited_seconds, 3),
+        "waited_for_text_share": round(end.waited_seconds / seconds, 4) if seconds else 0.0,
         "num_threads": end.num_threads,
         "num_workers": end.crews[-1].num_workers,
         "workers": [asdict(crew) for crew in end.crews],
@@ -156,7 +164,7 @@ def make_record(prepared: Prepared, end: TrainingEnd, step: int) -> dict[str, An
         "parameters": end.num_parameters,
         "train": _amount(text, "train"),
         "held_out": _amount(text, "held_out"),
-        "rejected_by_code": dict(text.rejected_by_code),
+        "rejected_by_code": dict(text.rejected.by_code),
         "vocabulary": {"words": len(task.words), "covered_share": prepared.covered_share},
         "perplexity": [asdict(measurement) for measurement in end.curve],
         "config": task.config.model_dump(mode="json"),
@@ -199,12 +207,12 @@ def _decided(
         other = prepare_text(
             storage, HELD_OUT_TEXT, config.held_out, config.text, 0.0, run_tasks, on_progress
         )
-        text = PreparedText(
-            text.train,
-            other.train,
-            text.num_train_documents,
-            other.num_train_documents,
-            text.rejected_by_code,
+        text.rejected.add(other.rejected)
+        text = replace(
+            text,
+            held_out=other.train,
+            num_held_out_documents=other.num_train_documents,
+            rejected_folders=(*text.rejected_folders, *other.rejected_folders),
         )
     vocabulary, covered_share = make_vocabulary(config.vocabulary, storage, text)
     num_streams = streams_for(

@@ -1,19 +1,23 @@
-"""The vocabulary of a training: a given file, or the frequent words of the prepared text."""
+"""The vocabulary of a training: a given file, or the frequent words of the prepared text.
+
+The words were counted when the text was prepared; here the counts are merged, in bounded memory.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from elmo_model.vocabulary import Vocabulary
+from elmo_model.vocabulary import MARKS, Vocabulary
+from pipeline.chosen_words import choose_words
 from pipeline.errors import SourceError
 from pipeline.pretraining.config import VocabularyConfig
-from pipeline.pretraining.shards import PreparedText, read_unit
-from pipeline.pretraining.text_part import TextPart
+from pipeline.pretraining.shards import PreparedText, read_counts
 from pipeline.sources.files import locate
 from pipeline.storage import Storage
+from pipeline.vocabulary_config import VocabularyLimits
 
 MAX_FILE_BYTES = 1 << 28
 
@@ -28,47 +32,43 @@ def make_vocabulary(
         SourceError: no word is frequent enough.
         StorageError: a store failed.
     """
+    tables = (read_counts(storage, counts) for counts in text.counts)
     if config.file is not None:
         store, path = locate(config.file)
         vocabulary = Vocabulary.from_bytes(store.read_bytes(path, MAX_FILE_BYTES), config.file)
-        covered = _count_covered(storage, text, vocabulary)
+        covered = _count_covered(tables, vocabulary)
+        advice = f"read from {config.file}; give one that was made for this text"
     else:
-        counts = count_words(storage, text)
-        vocabulary = Vocabulary.from_counts(counts, config.min_count, config.max_size)
-        covered = sum(counts[word] for word in vocabulary.words)
+        vocabulary, covered, most = _counted(config, tables, text)
+        advice = (
+            f"as none occurs {config.min_count} times and the most frequent {most} times; lower "
+            "vocabulary.min_count, or give more text"
+        )
     if not covered:
         raise SourceError(
             f"no word of the training text is in the vocabulary of {len(vocabulary)} words, "
-            + (
-                f"read from {config.file}; give one that was made for this text"
-                if config.file is not None
-                else f"as none occurs {config.min_count} times; lower vocabulary.min_count"
-            )
+            f"{advice}"
         )
     return vocabulary, covered / sum(shard.num_tokens for shard in text.train)
 
 
-def count_words(storage: Storage, text: PreparedText) -> Counter[str]:
-    """How often each word occurs in the training text; holds all of its distinct words."""
-    counts: Counter[str] = Counter()
-    for part in _parts(storage, text):
-        per_word = np.bincount(part.ids_N, minlength=len(part.words)).tolist()
-        for word, count in zip(part.words, per_word, strict=True):
-            if count:
-                counts[word] += count
-    return counts
+def _counted(
+    config: VocabularyConfig, tables: Iterator[pa.Table], text: PreparedText
+) -> tuple[Vocabulary, int, int]:
+    """The frequent words, how many tokens they cover, and how often the most frequent occurs."""
+    limits = VocabularyLimits(min_count=config.min_count, max_size=config.max_size)
+    table_bytes = sum(counts.table_bytes for counts in text.counts)
+    kept, tally = choose_words(limits, tables, table_bytes)
+    words = (*MARKS, *kept["word"].to_pylist())
+    covered = int(pc.sum(kept["count"]).as_py() or 0) + tally.num_mark_tokens
+    return Vocabulary(words, "the words that were counted"), covered, tally.max_count
 
 
-def _count_covered(storage: Storage, text: PreparedText, vocabulary: Vocabulary) -> int:
-    """Tokens of the training text that are in the vocabulary, in the memory of one unit."""
+def _count_covered(tables: Iterator[pa.Table], vocabulary: Vocabulary) -> int:
+    """Tokens of the training text that are in the vocabulary."""
+    words = pa.array(vocabulary.words, pa.string())
     covered = 0
-    for part in _parts(storage, text):
-        is_known_U = np.fromiter((word in vocabulary for word in part.words), bool)
-        covered += int(is_known_U[part.ids_N].sum())
+    for table in tables:
+        is_known = pc.is_in(table["word"], value_set=words)
+        covered += int(pc.sum(table["count"].filter(is_known)).as_py() or 0)
     return covered
-
-
-def _parts(storage: Storage, text: PreparedText) -> Iterator[TextPart]:
-    for shard in text.train:
-        for unit in range(len(shard.unit_tokens)):
-            yield read_unit(storage, shard, unit)

@@ -65,17 +65,17 @@ def test_what_fits_is_handed_on_once_and_at_the_end(news, tmp_path):
     assert total(rounds)[0] == plain_counts(news)
 
 
-def test_rows_that_cannot_be_read_are_counted_with_one_of_each_kind(tmp_path):
+def test_rows_that_cannot_be_read_are_counted_with_the_first_of_each_kind(tmp_path):
     lines = [json.dumps({"id": f"d{n}", "text": "Some words."}) for n in range(5)]
     bad = ["{", '{"id": "x", "text": ""}', '{"id": "y", "text": ""}', '{"id": "z", "text": 7}']
     (tmp_path / "c.jsonl").write_text("\n".join([*lines, *bad]) + "\n")
     rounds = rounds_of(vocabulary_config(tmp_path / "c.jsonl", tmp_path / "v.txt"))
     counts, tally = total(rounds)
     assert counts == {"Some": 5, "words": 5, ".": 5}
-    assert tally.rejected_by_code == {"bad_json": 1, "empty_text": 2, "wrong_type": 1}
-    assert tally.rejected == 4
-    assert tally.examples["empty_text"].id == "x"
-    assert tally.examples.keys() == tally.rejected_by_code.keys()
+    assert tally.rejected.by_code == {"bad_json": 1, "empty_text": 2, "wrong_type": 1}
+    assert tally.rejected.total == 4
+    assert [row.id for row in tally.rejected.shown if row.code == "empty_text"] == ["x", "y"]
+    assert {row.code for row in tally.rejected.shown} == tally.rejected.by_code.keys()
 
 
 def test_tokens_beyond_the_limit_of_a_document_are_not_counted_but_said(tmp_path):

@@ -150,9 +150,10 @@ def test_too_many_rejected_rows_are_an_error_and_fewer_are_counted(tmp_path, cap
     source = write_lines(tmp_path / "c.jsonl", GOOD, EMPTY, EMPTY, "{")
     with pytest.raises(TooManyRejectsError, match=r"3 of 4 rows .*2 empty_text, 1 bad_json"):
         counted_in(source, tmp_path)
-    assert "2 rows were rejected as empty_text, such as" in caplog.text
+    assert "2 empty_text, 1 bad_json" in caplog.text
+    assert "rejected as empty_text: " in caplog.text
     counted = counted_in(source, tmp_path, run__max_rejected_share=0.8, vocabulary__min_count=1)
-    assert counted.read.rejected_by_code == {"bad_json": 1, "empty_text": 2}
+    assert counted.read.rejected.by_code == {"bad_json": 1, "empty_text": 2}
     assert counted.read.documents == 1
     with pytest.raises(TooManyRejectsError, match=r"run\.max_rejected = 2"):
         counted_in(source, tmp_path, run__max_rejected_share=1, run__max_rejected=2)
@@ -164,7 +165,7 @@ def test_a_file_that_cannot_be_opened_counts_as_a_rejected_row(news, tmp_path):
     counted = counted_in(
         source, tmp_path, source__on_bad_file="reject", run__max_rejected_share=0.5
     )
-    assert counted.read.rejected_by_code == {"corrupt_file": 1}
+    assert counted.read.rejected.by_code == {"corrupt_file": 1}
     assert counted.read.documents == 20
 
 

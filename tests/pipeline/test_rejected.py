@@ -1,5 +1,9 @@
 """Rejected rows find their way into the store."""
 
+import contextlib
+import json
+from dataclasses import asdict
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -7,7 +11,14 @@ from pipeline.config import RunConfig
 from pipeline.errors import TooManyRejectsError
 from pipeline.excerpt import MAX_EXCERPT_CHARS, MAX_MESSAGE_CHARS
 from pipeline.records import REJECTED_SCHEMA, RejectedRow, rejected_table
-from pipeline.rejected import check_rejected, count_by_code, write_rejected
+from pipeline.rejected import (
+    NUM_SHOWN,
+    RejectedFile,
+    RejectedTally,
+    check_rejected,
+    count_by_code,
+    write_rejected,
+)
 from pipeline.storage import open_storage
 
 ROWS = (
@@ -42,6 +53,54 @@ def test_no_rows_make_no_file(local_url):
     with pytest.raises(ValueError, match="no rejected rows"):
         write_rejected(storage, "run", ())
     assert storage.list_files() == []
+
+
+@pytest.mark.parametrize("store", ["local_url", "memory_url", "moto_url"])
+def test_a_file_of_rejected_rows_grows_as_they_come(store, request):
+    storage = open_storage(request.getfixturevalue(store))
+    with RejectedFile(storage, "rejected/a.parquet") as file:
+        for row in ROWS:
+            file.write(rejected_table([row]))
+            file.write(rejected_table([]))
+    with storage.open_input("rejected/a.parquet") as source:
+        table = pq.read_table(source)
+    assert tuple(RejectedRow(**row) for row in table.to_pylist()) == ROWS
+
+
+@pytest.mark.parametrize("rows", [(), ROWS])
+def test_without_rejected_rows_and_after_an_error_there_is_no_file(local_url, rows):
+    def write():
+        with RejectedFile(storage, "rejected/a.parquet") as file:
+            file.write(rejected_table(rows))
+            if rows:
+                raise ZeroDivisionError
+
+    storage = open_storage(local_url)
+    with contextlib.nullcontext() if not rows else pytest.raises(ZeroDivisionError):
+        write()
+    assert storage.list_files() == []
+    assert storage.list_partial_files() == []
+
+
+def test_a_tally_tells_how_many_why_and_the_first_of_each_with_their_place(caplog):
+    tally = RejectedTally()
+    for start in (0, 5):
+        rows = [
+            RejectedRow("c.jsonl", 10 * k, None, "validate", "empty_text", "the text is empty")
+            for k in range(start, start + 5)
+        ]
+        tally.reject(rejected_table([*rows, ROWS[2]]))
+    tally = RejectedTally.from_json(json.loads(json.dumps(asdict(tally))))
+    assert tally.by_code == {"empty_text": 10, "corrupt_file": 2}
+    tally.tell(1000, "work/rejected")
+    assert "12 of 1,000 rows were rejected: 10 empty_text, 2 corrupt_file; " in caplog.text
+    assert "all of them with place and reason: work/rejected" in caplog.text
+    assert caplog.text.count("empty_text: c.jsonl, offset") == NUM_SHOWN
+    assert "empty_text: c.jsonl, offset 0: the text is empty" in caplog.text
+    assert "corrupt_file: s3://b/b.parquet: no footer" in caplog.text
+    caplog.clear()
+    RejectedTally().tell(1000)
+    assert caplog.text == ""
 
 
 def test_codes_are_counted_most_frequent_first():

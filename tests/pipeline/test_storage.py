@@ -226,6 +226,17 @@ def test_an_empty_output_is_an_empty_file(storage):
     assert storage.size_bytes("data/file") == 0
 
 
+def test_a_range_of_a_file_is_read_and_one_beyond_its_end_is_an_error(storage):
+    storage.put("data/file", bytes(range(100)))
+    assert storage.read_range("data/file", 0, 100) == bytes(range(100))
+    assert storage.read_range("data/file", 90, 100) == bytes(range(90, 100))
+    assert storage.read_range("data/file", 7, 8) == b"\x07"
+    with pytest.raises(CorruptFileError, match="data/file: expected bytes 90 to 101, found 10"):
+        storage.read_range("data/file", 90, 101)
+    with pytest.raises(MissingFileError, match="data/other"):
+        storage.read_range("data/other", 0, 1)
+
+
 def test_an_output_of_several_parts_is_whole(storage):
     part = os.urandom(1 << 20)
     with storage.open_output("file") as output:

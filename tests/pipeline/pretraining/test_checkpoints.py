@@ -100,8 +100,15 @@ def test_if_none_is_sound_it_is_an_error_that_says_what_to_do(checkpoints, tmp_p
 def test_only_the_chosen_ones_are_kept(checkpoints, tmp_path):
     for step in range(5):
         checkpoints.write(step, {}, tensors_of(step))
+    # A writer that was killed leaves a hidden file.
+    (tmp_path / "checkpoints/step-000000003/.model.partial").write_bytes(b"x")
     checkpoints.keep({1, 4})
     assert checkpoints.steps() == [1, 4]
     assert checkpoints.read(1).step == 1
     files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
     assert len(files) == 2 * 3
+    folders = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert folders == {"step-000000001", "step-000000004"}
+    checkpoints.keep(set())
+    assert not (tmp_path / "checkpoints").exists()
+    assert checkpoints.latest() is None

@@ -2,14 +2,19 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from elmo_model.vocabulary import Vocabulary, count_words
 from pipeline.config import build
-from pipeline.errors import SourceError
+from pipeline.errors import CorruptFileError, EmptySourceError, SourceError
 from pipeline.pretraining.config import PretrainConfig
 from pipeline.pretraining.prepare import local, prepare_text
 from pipeline.pretraining.shards import read_unit
-from pipeline.pretraining.vocabulary import count_words, make_vocabulary
+from pipeline.pretraining.vocabulary import make_vocabulary
+from pipeline.records import REJECTED_SCHEMA
+from pipeline.rejected import NUM_SHOWN
 from pipeline.storage import open_storage
 from tests.pipeline.toy_corpus import toy_config, write_toy_corpus
 
@@ -144,21 +149,21 @@ def test_the_order_is_that_of_the_corpus_whichever_task_ends_first(tmp_path):
 
 def test_the_vocabulary_is_counted_without_the_held_out_text(toy, tmp_path):
     corpus = Corpus(toy, tmp_path)
-    counts = count_words(corpus.storage, corpus.text)
-    assert counts.total() == sum(len(sentence.split(" ")) for sentence in corpus.train)
+    counts = count_words(sentence.split(" ") for sentence in corpus.train)
 
     def vocabulary(**values):
         config = build(PretrainConfig, {**toy_config(toy, tmp_path), "vocabulary": values}, "test")
         return make_vocabulary(config.vocabulary, corpus.storage, corpus.text)
 
     words, covered = vocabulary(min_count=1)
+    assert words == Vocabulary.from_counts(counts)
     numbers = {word for word in words.words if word.isdigit()}
     assert len(numbers) == corpus.text.num_train_documents
     assert covered == 1
     rare, covered = vocabulary(min_count=2)
     assert not [word for word in rare.words if word.isdigit()]
     assert 0.9 < covered < 1
-    assert len(vocabulary(max_size=10)[0]) == 10
+    assert vocabulary(max_size=10)[0] == Vocabulary.from_counts(counts, 3, 10)
     (tmp_path / "words.txt").write_text("<S>\n</S>\n<UNK>\ncat\n")
     given, covered = vocabulary(file=str(tmp_path / "words.txt"))
     assert given.words == ("<S>", "</S>", "<UNK>", "cat")
@@ -176,5 +181,88 @@ def test_a_corpus_of_one_text_cannot_be_trained_on(tmp_path):
 def test_rejected_rows_are_counted_by_reason(tmp_path):
     source = write(tmp_path / "c.jsonl", ["One text.", "", "Two texts.", "Three texts."])
     text = Corpus(source, tmp_path).text
-    assert text.rejected_by_code == {"empty_text": 1}
+    assert text.rejected.by_code == {"empty_text": 1}
     assert text.num_train_documents + text.num_held_out_documents == 3
+
+
+def test_all_rejected_rows_are_in_a_file_and_the_first_of_each_reason_are_kept(tmp_path):
+    rows = [json.dumps({"id": f"d{k}", "text": f"Story {k}."}) for k in range(6)]
+    bad = ["{", *(json.dumps({"id": f"x{k}", "text": ""}) for k in range(5))]
+    (tmp_path / "c.jsonl").write_text("\n".join([*rows, *bad]) + "\n")
+    corpus = Corpus(tmp_path / "c.jsonl", tmp_path)
+    text = corpus.text
+    assert text.num_rows == 12
+    assert text.rejected.by_code == {"empty_text": 5, "bad_json": 1}
+    assert len(text.rejected.shown) == NUM_SHOWN + 1
+    (folder,) = text.rejected_folders
+    (file,) = corpus.storage.list_files(folder)
+    with corpus.storage.open_input(file.path) as source:
+        found = pq.read_table(source)
+    assert found.schema.equals(REJECTED_SCHEMA)
+    offset = len("\n".join(rows)) + 1
+    assert (found["code"][0].as_py(), found["offset"][0].as_py()) == ("bad_json", offset)
+    assert found["id"].to_pylist() == [None, "x0", "x1", "x2", "x3", "x4"]
+    # Text that is prepared already tells the same.
+    assert Corpus(tmp_path / "c.jsonl", tmp_path).text == text
+
+
+def test_a_corpus_of_which_everything_is_rejected_says_why(tmp_path):
+    source = write(tmp_path / "c.jsonl", ["", "", " "])
+    with pytest.raises(
+        EmptySourceError, match=r"3 of 3 rows were rejected \(.*empty_text"
+    ) as error:
+        Corpus(source, tmp_path)
+    assert f"{source}, offset 0: " in str(error.value)
+    folder = tmp_path / "work/text"
+    (file,) = folder.glob("*/rejected/*.parquet")
+    assert str(file.parent) in str(error.value)
+    assert pq.read_table(file).num_rows == 3
+
+
+def test_units_of_equal_words_are_read_each_by_itself(tmp_path):
+    source = write(tmp_path / "c.jsonl", [" ".join(["buffalo"] * 50_000)] * 2)
+    corpus = Corpus(source, tmp_path, share=0.0)
+    (shard,) = corpus.text.train
+    assert len(shard.unit_tokens) > 5
+    assert set(" ".join(corpus.train).split(" ")) == {"buffalo"}
+    assert sum(map(len, (sentence.split(" ") for sentence in corpus.train))) == 100_000
+
+
+def test_a_damaged_unit_is_an_error_that_says_what_to_do(toy, tmp_path):
+    corpus = Corpus(toy, tmp_path, share=0.0)
+    (shard,) = corpus.text.train
+    path = tmp_path / "work" / shard.path
+    data = path.read_bytes()
+    start = shard.unit_bytes[0]
+    wrong = [
+        data[:start] + bytes(len(data) - start),
+        # Another unit's text, and a file that was cut.
+        data[:start] + data[: shard.unit_bytes[0]],
+        data[:-10],
+    ]
+    for damaged in wrong:
+        path.write_bytes(damaged)
+        assert len(read_unit(corpus.storage, shard, 0).ids_N) == shard.unit_tokens[0]
+        with pytest.raises(CorruptFileError, match=shard.path):
+            read_unit(corpus.storage, shard, 1)
+
+
+def test_text_of_another_version_is_never_read(toy, tmp_path):
+    first = Corpus(toy, tmp_path)
+    manifest = next((tmp_path / "work/text").glob("*/text.json"))
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(values | {"version": 1}))
+    with pytest.raises(CorruptFileError, match="version 2, found.*version 1.*prepared anew"):
+        Corpus(toy, tmp_path)
+    manifest.unlink()
+    assert Corpus(toy, tmp_path).text == first.text
+
+
+def test_shards_are_arrow_streams_one_after_another(toy, tmp_path):
+    corpus = Corpus(toy, tmp_path, share=0.0)
+    (shard,) = corpus.text.train
+    with (tmp_path / "work" / shard.path).open("rb") as file:
+        tables = [pa.ipc.open_stream(file).read_all() for _ in shard.unit_tokens]
+        assert file.read() == b""
+    words = [" ".join(tokens) for table in tables for tokens in table["tokens"].to_pylist()]
+    assert " ".join(words) == " ".join(corpus.train)

@@ -12,7 +12,10 @@ from pipeline.pretraining.config import PretrainConfig
 from pipeline.pretraining.crew import Alone
 from pipeline.pretraining.loop import train
 from pipeline.pretraining.model_output import check_output
+from pipeline.pretraining.prepare import prepare_text
 from pipeline.pretraining.run import finish, prepare, train_here
+from pipeline.pretraining.shards import read_unit
+from pipeline.pretraining.vocabulary import make_vocabulary
 from pipeline.storage import open_storage
 from tests.pipeline.toy_corpus import toy_config, write_toy_corpus
 
@@ -64,3 +67,19 @@ def test_a_training_in_a_store_is_interrupted_gone_on_with_and_replaced(
     assert again.resumed_step is None
     finish(again, train_here(again.task, lambda *progress: None))
     assert json.loads(model.read_bytes("training.json", 1 << 20))["steps"] == 3
+
+
+@pytest.mark.s3
+def test_a_unit_of_text_takes_one_request(toy, rgw_proxy):
+    config = config_of(toy, rgw_proxy.new_directory())
+    storage = open_storage(config.output.work_directory)
+    text = prepare_text(storage, "text", config.source, config.text, 0.0)
+    (shard,) = text.train
+    assert len(shard.unit_tokens) == 2
+    rgw_proxy.forget()
+    parts = [read_unit(storage, shard, unit) for unit in (1, 0, 1)]
+    assert [event.method for event in rgw_proxy.events()] == ["GET"] * 3
+    assert [len(part.ids_N) for part in parts] == [shard.unit_tokens[unit] for unit in (1, 0, 1)]
+    rgw_proxy.forget()
+    make_vocabulary(config.vocabulary, storage, text)
+    assert [event.method for event in rgw_proxy.events()] == ["GET"]
