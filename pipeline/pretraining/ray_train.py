@@ -80,6 +80,7 @@ class _Driver:
         self._task, self._on_progress, self._received = _absolute(task), on_progress, received
         self._grow_interval_s = grow_interval_s
         self._run = self._task.config.run
+        self._most = self._run.num_workers
         self._resources: dict[str, float] = {"CPU": self._run.num_threads or 1}
         if self._run.gpus_per_worker:
             self._resources["GPU"] = self._run.gpus_per_worker
@@ -98,10 +99,9 @@ class _Driver:
 
     def _find_room(self) -> int:
         """Wait for room; the number of workers that find it."""
-        most = self._run.num_workers
-        least = self._run.min_workers or most
-        search = RoomSearch(self._resources, least, most, self._run.room_timeout_s)
-        places = Places(self._resources, most)
+        least = self._run.min_workers or self._most
+        search = RoomSearch(self._resources, least, self._most, self._run.room_timeout_s)
+        places = Places(self._resources, self._most)
         try:
             while True:
                 if self._received:
@@ -117,8 +117,7 @@ class _Driver:
         """Let so many workers train until they end, die, or make room for more of them."""
         board = new_board()
         attempt = _Attempt(self._trainer(num_workers, board))
-        missing = self._run.num_workers - num_workers
-        more = Places(self._resources, missing) if missing else None
+        more: Places | None = None
         grows_at = time.monotonic() + self._grow_interval_s
         is_told = False
         try:
@@ -128,6 +127,9 @@ class _Driver:
                     self._on_progress(*view.progress)
                 if self._received and self._has_stopped(view):
                     break
+                if more is None and view.silent_s is not None and num_workers < self._most:
+                    # Not before all workers are in their places: it would take one of these.
+                    more = Places(self._resources, self._most - num_workers)
                 grows = more is not None and time.monotonic() >= grows_at and more.num_found() > 0
                 if (self._received or grows) and not is_told:
                     is_told = True
