@@ -39,8 +39,9 @@ class Places:
 
     def num_found(self) -> int:
         """How many there are by now."""
-        states = (placement_group_table(group).get("state") for group in self._groups)
-        return sum(state == "CREATED" for state in states)
+        table = placement_group_table()
+        found = (table.get(group.id.hex(), {}) for group in self._groups)
+        return sum(entry.get("state") == "CREATED" for entry in found)
 
     def release(self) -> None:
         """Give them back, and ask for no more."""
