@@ -35,6 +35,7 @@ def run(call: Call) -> JobResult:
         ConfigError: the configuration, or the output directory is not free.
         SourceError: the corpus cannot be read as configured.
         StorageError: a store failed.
+        ClusterError: there is no room for the workers, or they died too often.
         ElmoError: the training diverged.
     """
     from pipeline.pretraining.config import PretrainConfig

@@ -29,6 +29,7 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ |= {
     "RAY_AUTH_MODE": "disabled",  # otherwise Ray writes a token file into the home directory
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # by default 15: beside other programs, workers hardly run at all
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray on the loopback interface
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",

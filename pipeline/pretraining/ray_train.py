@@ -36,7 +36,7 @@ from pipeline.errors import ClusterError, PipelineError, StorageError
 from pipeline.pretraining.board import Caller, View, new_board
 from pipeline.pretraining.crew import DistributedCrew
 from pipeline.pretraining.loop import OnProgress, TrainingEnd, TrainingTask, train
-from pipeline.pretraining.room import Places, RoomSearch
+from pipeline.pretraining.room import Growth, Places, RoomSearch
 from pipeline.pretraining.stop import stop_signals, stopped
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class _Driver:
         self._task, self._on_progress, self._received = _absolute(task), on_progress, received
         self._grow_interval_s = grow_interval_s
         self._run = self._task.config.run
+        self._most = self._run.num_workers
         self._resources: dict[str, float] = {"CPU": self._run.num_threads or 1}
         if self._run.gpus_per_worker:
             self._resources["GPU"] = self._run.gpus_per_worker
@@ -98,10 +99,9 @@ class _Driver:
 
     def _find_room(self) -> int:
         """Wait for room; the number of workers that find it."""
-        most = self._run.num_workers
-        least = self._run.min_workers or most
-        search = RoomSearch(self._resources, least, most, self._run.room_timeout_s)
-        places = Places(self._resources, most)
+        least = self._run.min_workers or self._most
+        search = RoomSearch(self._resources, least, self._most, self._run.room_timeout_s)
+        places = Places(self._resources, self._most)
         try:
             while True:
                 if self._received:
@@ -117,26 +117,21 @@ class _Driver:
         """Let so many workers train until they end, die, or make room for more of them."""
         board = new_board()
         attempt = _Attempt(self._trainer(num_workers, board))
-        missing = self._run.num_workers - num_workers
-        more = Places(self._resources, missing) if missing else None
-        grows_at = time.monotonic() + self._grow_interval_s
+        growth = Growth(self._resources, self._most - num_workers, self._grow_interval_s)
         is_told = False
         try:
             while not attempt.wait(POLL_INTERVAL_S):
                 view: View = ray.get(board.view.remote())
+                trains = view.silent_s is not None
                 if view.progress is not None:
                     self._on_progress(*view.progress)
                 if self._received and self._has_stopped(view):
                     break
-                grows = more is not None and time.monotonic() >= grows_at and more.num_found() > 0
-                if (self._received or grows) and not is_told:
+                if not is_told and (self._received or (trains and growth.is_due())):
                     is_told = True
-                    if not self._received:
-                        log.info("there is room for more than %d workers now", num_workers)
                     ray.get(board.stop.remote())
         finally:
-            if more is not None:
-                more.release()
+            growth.release()
         view = ray.get(board.view.remote())
         if attempt.error is not None:
             return attempt.error
@@ -190,8 +185,8 @@ class _Driver:
             stopped(self._received, "while no worker trained")
         cause = error.controller_failure if isinstance(error, ControllerError) else error
         if isinstance(cause, WorkerGroupStartupTimeoutError | PreemptionError):
-            # Their room was taken, or announced to go, which is nobody's fault.
-            log.warning("the workers lost their place: %s", _last_line(cause))
+            # Nobody's fault: others were quicker, or a node was told to go.
+            log.warning("the workers did not get or keep their places, and look for others")
             return
         self._failures += 1
         ours = _ours(error)

@@ -39,8 +39,9 @@ class Places:
 
     def num_found(self) -> int:
         """How many there are by now."""
-        states = (placement_group_table(group).get("state") for group in self._groups)
-        return sum(state == "CREATED" for state in states)
+        table = placement_group_table()
+        found = (table.get(group.id.hex(), {}) for group in self._groups)
+        return sum(entry.get("state") == "CREATED" for entry in found)
 
     def release(self) -> None:
         """Give them back, and ask for no more."""
@@ -124,6 +125,43 @@ class RoomSearch:
             for name in self._resources
         )
         return f"the {len(nodes())} nodes of the cluster have {has}"
+
+
+class Growth:
+    """Room for the workers that are missing while others train."""
+
+    def __init__(self, resources: Mapping[str, float], num_missing: int, interval_s: float) -> None:
+        """Look for so many places, from the first question on.
+
+        Args:
+            resources: of one worker.
+            num_missing: more workers that are wanted.
+            interval_s: how long the others train at least before more may join.
+        """
+        self._resources, self._num_missing = resources, num_missing
+        self._interval_s = interval_s
+        self._places: Places | None = None
+        self._due = 0.0
+
+    def is_due(self) -> bool:
+        """Whether the workers should start again, with more; to be asked once all of them train.
+
+        Before that, it would take a place of theirs.
+        """
+        if self._num_missing and self._places is None:
+            self._places = Places(self._resources, self._num_missing)
+            self._due = time.monotonic() + self._interval_s
+        if self._places is None or time.monotonic() < self._due:
+            return False
+        num_found = self._places.num_found()
+        if num_found:
+            log.info("there is room for %d more workers, and the others stop for them", num_found)
+        return num_found > 0
+
+    def release(self) -> None:
+        """Give back what was found."""
+        if self._places is not None:
+            self._places.release()
 
 
 def capacity(resources: Mapping[str, float], cluster: list[NodeResources]) -> int:

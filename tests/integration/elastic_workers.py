@@ -61,6 +61,7 @@ def main(folder: Path) -> dict[str, Any]:
     """Refuse what can never fit, then train through a loss and a gain of nodes."""
     heard = Heard()
     logging.getLogger("pipeline").addHandler(heard)
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     config = elastic_config(folder)
     with tempfile.TemporaryDirectory(prefix="re", dir="/tmp") as directory:
         head = {"num_cpus": 1, **MEMORY, "include_dashboard": False, "temp_dir": directory}

@@ -39,7 +39,7 @@ def test_as_many_workers_train_as_there_is_room_for(tmp_path, monkeypatch):
     assert "training with 2 of 3 workers; the 2 nodes of the cluster have 2 CPU" in heard
     assert "workers failed (1 of 2 times that run.max_failures allows)" in heard
     assert "training with 1 of 3 workers; the 1 nodes of the cluster have 1 CPU" in heard
-    assert "there is room for more than 1 workers now" in heard
+    assert "more workers, and the others stop for them" in heard
     assert "stopped after step" in heard
     lost, joined, told = result["changed_at"]
 
