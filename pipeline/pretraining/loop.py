@@ -161,8 +161,9 @@ class _Loop:
         """Train to the end, or to an interruption."""
         state = self._state
         stopped = False
-        self._note_pace()
-        if not self._curve:
+        if self._curve:
+            self._report(self._note_pace())
+        else:
             self._measure()
         with self._board, Prefetched(iter(self._batches)) as ready:
             self._ready = ready
