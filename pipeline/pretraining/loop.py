@@ -253,8 +253,7 @@ class _Loop:
         weight = state.row_weight / self._crew.size
         losses_S = self._crew.sum(result.losses_S.double().cpu() * weight)
         self._losses.append(float(losses_S.mean()))
-        steps = self._training.unroll_steps * self._training.accumulate_batches
-        self._tokens += self._training.batch_size * steps
+        self._tokens += self._training.tokens_per_step
         pace = self._note_pace()
         if self._metrics is not None:
             metrics = StepMetrics(
