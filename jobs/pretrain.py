@@ -126,6 +126,7 @@ def _planned(config: PretrainConfig, discovery: Discovery) -> JobResult:
         "max_steps": training.max_steps,
         "workers": config.run.num_workers,
         "output": config.output.directory,
+        **_expected(config, discovery),
     }
     text = (
         f"Would read {len(discovery.files):,} files ({format_bytes(discovery.size_bytes)}), train "
@@ -133,7 +134,36 @@ def _planned(config: PretrainConfig, discovery: Discovery) -> JobResult:
         f"direction with {training.optimizer} for {' or '.join(ends)}, and write the model to "
         f"{config.output.directory}"
     )
+    if data["tokens_to_train"] is not None:
+        text += f"\n{training.max_steps:,} steps read {data['tokens_to_train']:,} tokens"
+    if data["tokens"] is not None:
+        text += (
+            f"\nThe text is prepared already: {data['documents']:,} documents with "
+            f"{data['tokens']:,} tokens to train on"
+        )
+        if data["passes"] is not None:
+            text += f", read {data['passes']:.2f} times"
     return JobResult(data, text)
+
+
+def _expected(config: PretrainConfig, discovery: Discovery) -> dict[str, Any]:
+    """What is known without reading the corpus; None is not known."""
+    from pipeline.pretraining.run import find_prepared
+
+    training = config.training
+    to_train = training.max_steps and training.max_steps * training.tokens_per_step
+    text = find_prepared(config, discovery)
+    if text is None:
+        return {"tokens_to_train": to_train, "documents": None, "tokens": None, "passes": None}
+    tokens = sum(shard.num_tokens for shard in text.train)
+    # Each sentence has one prediction more than it has tokens.
+    predictions = tokens + sum(shard.num_sentences for shard in text.train)
+    return {
+        "tokens_to_train": to_train,
+        "documents": text.num_train_documents,
+        "tokens": tokens,
+        "passes": to_train and to_train / predictions,
+    }
 
 
 def _done(config: PretrainConfig, end: TrainingEnd, record: dict[str, Any]) -> JobResult:

@@ -205,6 +205,11 @@ class TrainingConfig(Section):
         return self
 
     @property
+    def tokens_per_step(self) -> int:
+        """Predictions of one direction in a step, by all workers together."""
+        return self.batch_size * self.unroll_steps * self.accumulate_batches
+
+    @property
     def initial_learning_rate(self) -> float:
         """The configured learning rate, or the optimiser's default."""
         if self.learning_rate is not None:

@@ -176,8 +176,9 @@ class _Loop:
         """Train to the end, or to an interruption."""
         state = self._state
         stopped = False
-        self._note_pace()
-        if not self._curve:
+        if self._curve:
+            self._report(self._note_pace())
+        else:
             self._measure()
         with self._board, Prefetched(iter(self._batches)) as ready:
             self._ready = ready
@@ -268,8 +269,7 @@ class _Loop:
         weight = state.row_weight / self._crew.size
         losses_S = self._crew.sum(result.losses_S.double().cpu() * weight)
         self._losses.append(float(losses_S.mean()))
-        steps = self._training.unroll_steps * self._training.accumulate_batches
-        self._tokens += self._training.batch_size * steps
+        self._tokens += self._training.tokens_per_step
         pace = self._note_pace()
         if self._metrics is not None:
             metrics = StepMetrics(

@@ -52,7 +52,7 @@ class PaceMeter:
         first_s, first_tokens, first_share = self._history[0]
         last_s, tokens, share = self._history[-1]
         passed_s = last_s - first_s
-        if passed_s <= 0 or share <= first_share:
+        if passed_s <= 0 or share <= first_share or tokens <= first_tokens:
             return Pace(None, None)
         training_s = max(1 - share, 0.0) * passed_s / (share - first_share)
         left_s = training_s + max(measurements_left, 0) * measurement_s

@@ -37,9 +37,13 @@ class Prefetched(Generic[Item]):
         return self
 
     def __next__(self) -> Item:
-        started = time.monotonic()
-        item, error = self._ready.get()
-        self.waited_s += time.monotonic() - started
+        try:
+            # What is there is not waited for, however long this thread then waits for a processor.
+            item, error = self._ready.get_nowait()
+        except queue.Empty:
+            started = time.monotonic()
+            item, error = self._ready.get()
+            self.waited_s += time.monotonic() - started
         if error is not None:
             self._closed.set()
             raise error

@@ -169,14 +169,13 @@ def prepare_text(
         SourceError: there is too little text, or the source cannot be read as configured.
         StorageError: a store failed.
     """
-    # Long documents become several passages, so nothing of them is cut off.
-    text = text.model_copy(update={"max_document_tokens": NO_LIMIT})
     discovery = discover(source)
-    key = _key(discovery, source, text, held_out_share)
-    place = f"{folder}/{key}"
-    found = read_prepared(storage, place)
+    found = find_text(storage, folder, discovery, source, text, held_out_share)
     if found is not None:
         return found
+    place = f"{folder}/{_key(discovery, source, text, held_out_share)}"
+    # Long documents become several passages, so nothing of them is cut off.
+    text = text.model_copy(update={"max_document_tokens": NO_LIMIT})
     groups = _groups(discovery, place)
     results = _run(storage, source, text, held_out_share, groups, run_tasks, on_progress)
     if held_out_share and not sum(result.num_held_out_documents for result in results):
@@ -203,6 +202,23 @@ def prepare_text(
     _check(prepared, storage, source, held_out_share)
     write_prepared(storage, place, prepared)
     return prepared
+
+
+def find_text(
+    storage: Storage,
+    folder: str,
+    discovery: Discovery,
+    source: SourceConfig,
+    text: TextConfig,
+    held_out_share: float,
+) -> PreparedText | None:
+    """What `prepare_text` would use again; None if it would prepare the corpus.
+
+    Raises:
+        CorruptFileError: its description is damaged.
+        StorageError: the store failed.
+    """
+    return read_prepared(storage, f"{folder}/{_key(discovery, source, text, held_out_share)}")
 
 
 def _run(
@@ -275,7 +291,7 @@ def _key(
         str(MANIFEST_VERSION),
         *(f"{split.path} {split.version} {split.start} {split.end}" for split in discovery.splits),
         source.model_dump_json(),
-        text.model_dump_json(),
+        text.model_copy(update={"max_document_tokens": NO_LIMIT}).model_dump_json(),
         tokenizer_fingerprint(text),
         repr(held_out_share),
     ]

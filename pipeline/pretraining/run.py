@@ -33,12 +33,13 @@ from pipeline.pretraining.loop import (
 )
 from pipeline.pretraining.metrics import METRICS_NAME
 from pipeline.pretraining.model_output import write_model
-from pipeline.pretraining.prepare import RunTasks, local, prepare_text
+from pipeline.pretraining.prepare import RunTasks, find_text, local, prepare_text
 from pipeline.pretraining.shards import PreparedText
 from pipeline.pretraining.start import make_start
 from pipeline.pretraining.stop import stop_signals, stopped
 from pipeline.pretraining.units import streams_for
 from pipeline.pretraining.vocabulary import make_vocabulary
+from pipeline.sources.discover import Discovery
 from pipeline.storage import Storage, open_storage
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,18 @@ def prepare(
     else:
         task, covered_share = _decided(config, storage, run_tasks, on_progress)
     return Prepared(task, covered_share, max(filter(None, checkpoints.steps()), default=None))
+
+
+def find_prepared(config: PretrainConfig, discovery: Discovery) -> PreparedText | None:
+    """The text of `config.source` where a run before has prepared it; nothing is read of it.
+
+    Raises:
+        CorruptFileError: its description is damaged.
+        StorageError: the store failed.
+    """
+    storage = open_storage(config.output.work_directory)
+    share = _held_out_share(config)
+    return find_text(storage, TEXT, discovery, config.source, config.text, share)
 
 
 def train_here(task: TrainingTask, on_progress: OnProgress) -> TrainingEnd:
@@ -201,7 +214,7 @@ def _decided(
     on_progress: Callable[[int, int], None],
 ) -> tuple[TrainingTask, float]:
     training = config.training
-    share = 0.0 if config.held_out is not None else training.held_out_share
+    share = _held_out_share(config)
     text = prepare_text(storage, TEXT, config.source, config.text, share, run_tasks, on_progress)
     if config.held_out is not None:
         other = prepare_text(
@@ -240,6 +253,10 @@ def _decided(
     }
     storage.put(RUN_NAME, json.dumps(content, ensure_ascii=False).encode())
     return task, covered_share
+
+
+def _held_out_share(config: PretrainConfig) -> float:
+    return 0.0 if config.held_out is not None else config.training.held_out_share
 
 
 def _found(config: PretrainConfig, storage: Storage) -> tuple[TrainingTask, float]:

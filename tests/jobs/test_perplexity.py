@@ -338,18 +338,18 @@ def test_an_empty_corpus_is_an_error_of_the_source(trained, capsys, tmp_path):
 def test_rejected_rows_are_told_with_their_place_and_reason(trained, capsys, tmp_path):
     corpus = tmp_path / "c.jsonl"
     lines = (trained / "corpus.jsonl").read_text().splitlines(keepends=True)[:20]
-    corpus.write_text("".join(["{\n", *lines, '{"id": "x", "text": ""}\n']))
+    corpus.write_text("".join([*lines, "{\n", '{"id": "x", "text": ""}\n']))
     code, status, log = run(capsys, *trained_flags(trained), *flags(source__path=corpus))
     assert code == 0
     assert status["result"]["rejected"] == 2
     assert status["result"]["rejected_by_code"] == {"bad_json": 1, "empty_text": 1}
     assert status["result"]["documents"] == 20
     assert "2 of 22 rows were rejected: 1 bad_json, 1 empty_text" in log
-    assert f"bad_json: {corpus}, offset 0: " in log
-    corpus.write_text("{\n{\n")
+    assert f"bad_json: {corpus}, offset {sum(map(len, lines))}: " in log
+    corpus.write_text('{"id": "x", "text": ""}\n' * 2)
     code, status, _ = run(capsys, *trained_flags(trained), *flags(source__path=corpus))
     assert code == 3
-    assert "all 2 rows were rejected (2 bad_json), the first as" in status["error"]
+    assert "all 2 rows were rejected (2 empty_text), the first as" in status["error"]
 
 
 def test_a_softmax_that_overflows_is_an_error_not_a_figure(golden, shared, capsys, tmp_path):

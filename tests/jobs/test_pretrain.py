@@ -60,7 +60,20 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(config_file, tmp_p
     said = capsys.readouterr().out
     assert "Would read 1 files" in said
     assert "20 steps" in said
-    assert not (tmp_path / "model").exists()
+    assert "20 steps read 1,600 tokens" in said
+    assert "prepared already" not in said
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus.jsonl", "pretrain.yaml"}
+
+
+def test_a_dry_run_over_prepared_text_says_how_often_it_is_read(config_file, tmp_path, capsys):
+    flags = ["--config", str(config_file), "--quiet", "--json", "--set"]
+    assert main(JOB, [*flags, "training.max_steps=1"]) == 0
+    record = json.loads(capsys.readouterr().out)["result"]
+    assert main(JOB, [*flags, "training.max_steps=400", "--dry-run"]) == 0
+    planned = json.loads(capsys.readouterr().out)["result"]
+    train = record["train"]
+    assert (planned["documents"], planned["tokens"]) == (train["documents"], train["tokens"])
+    assert planned["passes"] == 400 * 80 / (train["tokens"] + train["sentences"])
 
 
 def test_a_model_is_replaced_only_when_asked(config_file, tmp_path, capsys):

@@ -37,6 +37,13 @@ def test_a_line_has_done_total_rate_time_left_and_elapsed(clock):
     )
 
 
+def test_where_notes_have_rate_and_time_left_they_stand_once(clock):
+    progress = Progress(1000, stream=io.StringIO(), clock=clock, with_rate=False)
+    clock.now_s += 20
+    progress.update(200, tokens=40_000, note="7 tokens/s")
+    assert progress.line() == "200/1,000 documents  20%  elapsed 20 s  7 tokens/s"
+
+
 def test_a_file_gets_a_line_every_interval(clock):
     stream = io.StringIO()
     progress = Progress(1000, stream=stream, interval_s=10, clock=clock)

@@ -283,8 +283,23 @@ def test_progress_tells_steps_time_tokens_loss_and_perplexity(toy, tmp_path):
     assert steps[-1] == 4
     assert list(seconds) == sorted(seconds)
     assert tokens[-1] == 4 * 8 * 10
-    assert "held-out forward" in notes[0]
-    assert "loss" in notes[1]
+    assert "held-out perplexity forward" in notes[0]
+    for part in ("tokens/s", "ETA", "loss", "learning rate", "gradient", "backward"):
+        assert part in notes[1]
+
+
+def test_a_training_that_is_gone_on_with_tells_its_pace_at_once(toy, tmp_path):
+    trained(config_of(toy, tmp_path / "model", max_steps=6))
+    seen = []
+    longer = config_of(toy, tmp_path / "model", max_steps=8, learning_rate=0.001)
+    trained(longer, lambda *progress: seen.append(progress))
+    steps, _, tokens, notes = seen[0]
+    assert (steps, tokens) == (6, 6 * 8 * 10)
+    assert "tokens/s" in notes
+    assert "ETA" in notes
+    rates = [float(note.split(" tokens/s")[0].replace(",", "")) for *_, note in seen]
+    # 80 tokens a step, in a step's time and not in that since the start of this run.
+    assert max(rates) < 3 * min(rates)
 
 
 def test_metrics_hold_a_line_for_each_step_and_each_measurement(toy, tmp_path):
@@ -298,6 +313,24 @@ def test_metrics_hold_a_line_for_each_step_and_each_measurement(toy, tmp_path):
     assert steps[0]["learning_rate"] < steps[2]["learning_rate"]
     assert all(line["gradient_norm"] > 0 and len(line["losses"]) == 2 for line in steps)
     assert [line["held_out"]["step"] for line in values if "held_out" in line] == [0, 3, 6]
+    assert all(line["tokens_per_s"] > 0 for line in steps)
+    measured_in_s = values[-1]["held_out"]["measured_in_s"]
+    assert measured_in_s > 0
+    assert steps[-1]["left_s"] >= 0
+    # The measurement in the middle is over then, that at the end is still to come.
+    assert steps[4]["left_s"] >= steps[4]["train_seconds"] / 5
+    waited = [line["waited_seconds"] for line in steps]
+    assert waited == sorted(waited)
+    assert waited[-1] <= steps[-1]["train_seconds"] + 0.001
+
+
+def test_the_time_that_text_was_waited_for_is_kept_over_an_interruption(toy, tmp_path):
+    before = trained(config_of(toy, tmp_path / "model", max_steps=3))[1]
+    prepared, after = trained(config_of(toy, tmp_path / "model", max_steps=5))
+    assert 0 < before.waited_seconds < after.waited_seconds < after.train_seconds
+    record = finish(prepared, after)
+    share = after.waited_seconds / after.train_seconds
+    assert record["waited_for_text_share"] == pytest.approx(share, abs=1e-4)
 
 
 def test_the_curves_are_drawn_at_the_end(toy, tmp_path):
