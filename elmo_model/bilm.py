@@ -42,8 +42,8 @@ class LanguageModelOutput:
 class BiLM(nn.Module):
     """Both LSTM stacks over one token embedding.
 
-    A new module holds the random weights with which the original starts its training; draw them
-    again with `reset_parameters(generator)`, or load weights with `weights.build`.
+    A new module holds random weights to start a training from; draw them again with
+    `reset_parameters(generator)`, or load weights with `weights.build`.
     """
 
     token_embedding: CharCnn | TokenEmbedding
@@ -69,7 +69,11 @@ class BiLM(nn.Module):
             num_words = num_words or options.training.n_tokens_vocab
             if num_words is None:
                 raise ValueError("a word-input model needs num_words or options n_tokens_vocab")
-            self.token_embedding = TokenEmbedding(num_words, lstm.projection_dim)
+            self.token_embedding = TokenEmbedding(
+                num_words,
+                lstm.projection_dim,
+                is_output=options.training.share_embedding_softmax,
+            )
         self.forward_stack = nn.ModuleList(LstmLayer(lstm) for _ in range(lstm.n_layers))
         self.backward_stack = (
             nn.ModuleList(LstmLayer(lstm) for _ in range(lstm.n_layers))
@@ -81,7 +85,7 @@ class BiLM(nn.Module):
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew, as the original starts its training."""
+        """Draw all weights anew, as the original starts its training but for a shared table."""
         self.token_embedding.reset_parameters(generator)
         for layer in (*self.forward_stack, *(self.backward_stack or ())):
             assert isinstance(layer, LstmLayer)

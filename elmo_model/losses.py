@@ -24,6 +24,7 @@ from elmo_model.cross_entropy import (
     sampled_loss,
 )
 from elmo_model.kernels.selection import takes_reference
+from elmo_model.token_embedding import reset_output_weight
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,7 @@ class Softmax(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw W anew, unless it is shared, and set b to zero."""
         if self._owns_weight:
-            nn.init.normal_(
-                self.weight, std=1 / math.sqrt(self.weight.shape[1]), generator=generator
-            )
+            reset_output_weight(self.weight, generator)
         nn.init.zeros_(self.bias)
 
     @property

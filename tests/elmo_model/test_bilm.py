@@ -6,7 +6,7 @@ import torch
 
 from elmo_model.bilm import BiLM
 from elmo_model.lstm import LstmLayer
-from elmo_model.options import ElmoOptions
+from elmo_model.options import ElmoOptions, LstmOptions, TrainingOptions
 from elmo_model.packing import PackedLayout
 from tests.elmo_model.random_models import SHAPES, options_of
 
@@ -139,6 +139,17 @@ def test_new_weights_are_drawn_as_the_original_draws_them():
     again.reset_parameters(torch.Generator().manual_seed(3))
     for one, two in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(("is_shared", "spread"), [(False, (2 / 2064) ** 0.5), (True, 64**-0.5)])
+def test_a_word_table_starts_as_wide_as_an_output_layer_only_where_it_is_one(is_shared, spread):
+    options = ElmoOptions(
+        LstmOptions(64, 64),
+        training=TrainingOptions(n_tokens_vocab=2000, share_embedding_softmax=is_shared),
+    )
+    table_VP = BiLM(options).token_embedding.embedding
+    # 128,000 draws: the deviation of the standard deviation is 0.2 %.
+    assert table_VP.std().item() == pytest.approx(spread, rel=0.02)
 
 
 def test_tanh_convolutions_start_from_a_normal_distribution():
