@@ -34,6 +34,7 @@ from pipeline.pretraining.config import PretrainConfig
 from pipeline.pretraining.crew import Crew
 from pipeline.pretraining.held_out import HeldOutText
 from pipeline.pretraining.metrics import Measurement, Metrics, StepMetrics, describe
+from pipeline.pretraining.options import dropout_of
 from pipeline.pretraining.prefetch import Prefetched
 from pipeline.pretraining.scalars import TensorBoard
 from pipeline.pretraining.schedule import learning_rate
@@ -191,6 +192,7 @@ class _Loop:
             training.weight_decay,
         )
         state.reset_share = training.state_reset_share
+        state.dropout = dropout_of(self._config)
         state.arithmetic = torch.bfloat16 if training.dtype == "bfloat16" else torch.float32
         state.first_row, state.num_rows = first_row, training.batch_size
         state.row_weight = num_rows * self._crew.size / training.batch_size

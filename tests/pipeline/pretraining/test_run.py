@@ -14,6 +14,7 @@ import torch
 
 from elmo_model.bilm import BiLM
 from elmo_model.directory import load_directory
+from elmo_model.dropout import Dropout
 from elmo_model.encoder import Encoder
 from elmo_model.errors import ElmoError
 from elmo_model.lm_batches import WordTable
@@ -28,7 +29,7 @@ from pipeline.pretraining.crew import Alone
 from pipeline.pretraining.held_out import HeldOutText
 from pipeline.pretraining.loop import train
 from pipeline.pretraining.model_output import check_output
-from pipeline.pretraining.options import make_options
+from pipeline.pretraining.options import dropout_of, make_options
 from pipeline.pretraining.run import finish, prepare, train_here
 from pipeline.pretraining.schedule import learning_rate
 from pipeline.storage import open_storage
@@ -138,6 +139,13 @@ MODELS = {
     "tied words": {"token_input": "words", "tied_softmax": True},
     "forward only": {"bidirectional": False},
     "dropout": {"dropout": 0.3},
+    "every other dropout": {
+        "token_input": "words",
+        "dropout": 0.3,
+        "dropout_kind": "variational",
+        "weight_drop": 0.3,
+        "word_dropout": 0.1,
+    },
 }
 
 
@@ -365,6 +373,15 @@ def test_a_small_vocabulary_gets_the_full_softmax(tmp_path):
     assert make_options(config, 17).training.sample_softmax
     assert make_options(config, 17).training.n_negative_samples_batch == 8
     assert not make_options(config, 16).training.sample_softmax
+
+
+def test_options_json_keeps_of_dropout_what_the_original_programs_know(tmp_path):
+    dropout = {"dropout": 0.2, "dropout_kind": "variational", "weight_drop": 0.3}
+    config = config_of("nowhere", tmp_path, architecture=dropout)
+    assert dropout_of(config) == Dropout(0.2, "variational", 0.3, 0.0)
+    plain = config_of("nowhere", tmp_path, architecture={"dropout": 0.2})
+    assert make_options(config, 17).to_dict() == make_options(plain, 17).to_dict()
+    assert make_options(config, 17).to_dict()["dropout"] == 0.2
 
 
 def test_the_learning_rate_rises_then_falls_to_a_fiftieth(tmp_path):
