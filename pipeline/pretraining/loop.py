@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,7 +22,7 @@ from torch import Tensor
 from elmo_model.errors import ElmoError
 from elmo_model.lm_batches import LmBatch, WordTable
 from elmo_model.options import ElmoOptions
-from elmo_model.perplexity import perplexity
+from elmo_model.perplexity import Perplexity, perplexity
 from elmo_model.state import BiLMState
 from elmo_model.token_embedding import TokenEmbedding
 from elmo_model.training import TrainState, train_step
@@ -238,9 +238,7 @@ class _Loop:
         try:
             result = train_step(state, batches)
         except ElmoError as error:
-            kept = self._checkpoints.steps()
-            last = f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint yet"
-            raise type(error)(f"{error} ({last}, in {self._storage.url})") from None
+            raise type(error)(f"{error} ({self._kept(self._checkpoints.steps())})") from None
         weight = state.row_weight / self._crew.size
         losses_S = self._crew.sum(result.losses_S.double().cpu() * weight)
         self._losses.append(float(losses_S.mean()))
@@ -283,20 +281,20 @@ class _Loop:
     def _measure(self) -> None:
         """Measure the held-out perplexity; the first worker does, the others wait for it."""
         before = self._train_seconds()
-        measurement = None
+        state, result = self._state, None
         if self._crew.rank == 0:
-            state = self._state
             result = perplexity(state.model, state.softmax, self._held_out_text())
-            measurement = Measurement(
-                step=state.step,
-                tokens=self._tokens,
-                train_seconds=round(before, 3),
-                loss=sum(self._losses) / len(self._losses) if self._losses else None,
-                forward=result.forward,
-                backward=result.backward,
-                mean=result.mean,
-            )
-        measurement = self._crew.share(measurement)
+        result = self._crew.share(result)
+        self._check_measured(result)
+        measurement = Measurement(
+            step=state.step,
+            tokens=self._tokens,
+            train_seconds=round(before, 3),
+            loss=sum(self._losses) / len(self._losses) if self._losses else None,
+            forward=result.forward,
+            backward=result.backward,
+            mean=result.mean,
+        )
         self._losses.clear()
         self._curve.append(measurement)
         self._evaluation_seconds += self._train_seconds() - before
@@ -306,6 +304,21 @@ class _Loop:
             self._board.measured(measurement)
             self._metrics.write()
         self._report()
+
+    def _check_measured(self, result: Perplexity) -> None:
+        """Refuse a perplexity that is no number, before a checkpoint of it is written."""
+        if result.is_finite:
+            return
+        measured = {measurement.step for measurement in self._curve}
+        sound = [step for step in self._checkpoints.steps() if step in measured]
+        raise ElmoError(
+            f"step {self._state.step}: the held-out perplexity is {result.describe()}; training "
+            f"diverged, lower the learning rate or the clip norm ({self._kept(sound)})"
+        )
+
+    def _kept(self, steps: Sequence[int]) -> str:
+        last = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint yet"
+        return f"{last}, in {self._storage.url}"
 
     def _held_out_text(self) -> Iterator[LmBatch]:
         if self._held_out is None:
