@@ -166,7 +166,7 @@ def reference(trained, batch_size, num_sentences=None):
     return plain_perplexity(build(files.options, files.state), softmax, batches)
 
 
-@pytest.mark.parametrize("batch_size", [3, 256])
+@pytest.mark.parametrize("batch_size", [16, 256])
 def test_a_pretrained_directory_is_measured_as_by_the_reference(trained, batch_size, capsys):
     found = result(capsys, *trained_flags(trained, evaluation__batch_size=batch_size))
     wanted = reference(trained, batch_size)
