@@ -20,9 +20,9 @@ from elmo_model.kernels.workers import workers_instead
 from elmo_model.lm_batches import LmBatch
 from elmo_model.training import (
     TrainState,
-    _step_seed,
     clip_gradients,
     distinct_parameters,
+    draw_masks,
     draw_negatives,
     multiplying,
 )
@@ -90,7 +90,7 @@ class StagedStep:
             table_UP = embed_for_training(state.model, batch.words)
             clock.stop("characters")
             texts = [F.embedding(text.inputs_BT, table_UP) for text in batch.directions]
-            tops, carried = self._run(texts)
+            tops, carried = self._run(batch, texts)
             clock.stop("lstm")
             targets = [text.targets_BT.flatten() for text in batch.directions]
             hidden = [top.flatten(0, 1) for top in tops]
@@ -112,14 +112,12 @@ class StagedStep:
         self.seconds = clock.seconds
         return loss.item()
 
-    def _run(self, texts: list[Tensor]):
+    def _run(self, batch: LmBatch, texts: list[Tensor]):
         state = self._state
         if self._stacks is not None:
             return self._stacks.run(texts), None
-        dropout = state.model.options.training.dropout or 0.0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_step_seed(state))
-            tops, carried = run_for_training(state.model, texts, state.carried, dropout)
+        masks = draw_masks(state, batch)
+        tops, carried = run_for_training(state.model, texts, state.carried, masks)
         return tops, carried.detach()
 
     def _losses(self, hidden: list[Tensor], targets: list[Tensor]) -> list[Tensor]:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from elmo_model.char_cnn import CharCnn
+from elmo_model.dropout import NO_DROPOUT, DropoutMasks
 from elmo_model.lstm import LstmLayer
 from elmo_model.options import ElmoOptions
 from elmo_model.packed_layers import PackedLayers, packed_index, to_device
@@ -42,8 +42,8 @@ class LanguageModelOutput:
 class BiLM(nn.Module):
     """Both LSTM stacks over one token embedding.
 
-    A new module holds the random weights with which the original starts its training; draw them
-    again with `reset_parameters(generator)`, or load weights with `weights.build`.
+    A new module holds random weights to start a training from; draw them again with
+    `reset_parameters(generator)`, or load weights with `weights.build`.
     """
 
     token_embedding: CharCnn | TokenEmbedding
@@ -69,7 +69,11 @@ class BiLM(nn.Module):
             num_words = num_words or options.training.n_tokens_vocab
             if num_words is None:
                 raise ValueError("a word-input model needs num_words or options n_tokens_vocab")
-            self.token_embedding = TokenEmbedding(num_words, lstm.projection_dim)
+            self.token_embedding = TokenEmbedding(
+                num_words,
+                lstm.projection_dim,
+                is_output=options.training.share_embedding_softmax,
+            )
         self.forward_stack = nn.ModuleList(LstmLayer(lstm) for _ in range(lstm.n_layers))
         self.backward_stack = (
             nn.ModuleList(LstmLayer(lstm) for _ in range(lstm.n_layers))
@@ -81,7 +85,7 @@ class BiLM(nn.Module):
             self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew, as the original starts its training."""
+        """Draw all weights anew, as the original starts its training but for a shared table."""
         self.token_embedding.reset_parameters(generator)
         for layer in (*self.forward_stack, *(self.backward_stack or ())):
             assert isinstance(layer, LstmLayer)
@@ -151,8 +155,7 @@ class BiLM(nn.Module):
         forward_BTP: Tensor,
         backward_BTP: Tensor | None,
         state: BiLMState | None = None,
-        *,
-        dropout: float = 0.0,
+        masks: DropoutMasks = NO_DROPOUT,
     ) -> LanguageModelOutput:
         """Run each direction over its own text, without padding, as in pretraining.
 
@@ -161,8 +164,7 @@ class BiLM(nn.Module):
             backward_BTP: those of the backward text, in reading order (`</S>` before `<S>`), which
                 may be other text; None for a model of one direction.
             state: carried state of B rows; None is zero.
-            dropout: rate at the input of every LSTM layer and at the final output, drawn for each
-                element and time step; a residual adds the dropped input. 0 for evaluation.
+            masks: dropout; none for evaluation.
 
         Raises:
             ValueError: a text for each direction of the model is needed.
@@ -178,10 +180,11 @@ class BiLM(nn.Module):
         tops, states = [], []
         for direction, text_BTP in enumerate(texts):
             packed = text_BTP.transpose(0, 1).flatten(0, 1).to(self.dtype)
-            outputs, final = self._run(direction, packed, None, layout, state, dropout)
+            outputs, final = self._run(direction, packed, None, layout, state, masks)
             states.append(final)
-            top = F.dropout(outputs[-1], dropout) if dropout else outputs[-1]
-            tops.append(top.view(num_times, num_rows, top.shape[1]).transpose(0, 1))
+            top_TBP = outputs[-1].view(num_times, num_rows, -1)
+            top_TBP = masks.dropped(direction, len(outputs), top_TBP)
+            tops.append(top_TBP.transpose(0, 1))
         return LanguageModelOutput(tops[0], tops[1] if len(tops) > 1 else None, _join(states))
 
     def _run(
@@ -191,22 +194,26 @@ class BiLM(nn.Module):
         index_N: Tensor | None,
         layout: PackedLayout,
         state: BiLMState,
-        dropout: float = 0.0,
+        masks: DropoutMasks = NO_DROPOUT,
     ) -> tuple[list[Tensor], BiLMState]:
-        """One direction's stack: every layer's packed output (N, P), and the final state."""
+        """One direction's stack: every layer's packed output (N, P), and the final state.
+
+        With dropout, the text must be of equal length in all rows, and `index_N` None.
+        """
         order = to_device(layout.order_B, self.device)
         back = to_device(layout.inverse_order_B, self.device)
         cells, lasts, outputs = [], [], []
         for place in range(self.options.lstm.n_layers):
-            if dropout:
-                inputs_UP = F.dropout(inputs_UP, dropout)
+            if masks.places:
+                inputs_TBP = inputs_UP.view(-1, len(layout.lengths_B), inputs_UP.shape[1])
+                inputs_UP = masks.dropped(direction, place, inputs_TBP).flatten(0, 1)
+            layer = self._layer(direction, place)
             before = (
                 state.cells_SLBD[direction, place][order],
                 state.outputs_SLBP[direction, place][order],
             )
-            packed_NP, (cell, last) = self._layer(direction, place)(
-                inputs_UP, index_N, layout, before
-            )
+            recurrent_PG = masks.recurrent(direction, place, layer.kernel[layer.width :])
+            packed_NP, (cell, last) = layer(inputs_UP, index_N, layout, before, recurrent_PG)
             cells.append(cell[back])
             lasts.append(last[back])
             if place and self.options.lstm.use_skip_connections:

@@ -30,7 +30,7 @@ from elmo_model.token_embedding import TokenEmbedding
 from elmo_model.training import new_softmax
 from elmo_model.vocabulary import Vocabulary
 from elmo_model.weight_table import WORD_TABLE
-from elmo_model.weights import StateDict, build
+from elmo_model.weights import build
 from elmo_model.word_ids import read_words
 
 
@@ -115,8 +115,7 @@ def continue_from(
     state = {name: value.clone() for name, value in files.state.items() if name != WORD_TABLE}
     num_kept_vectors = 0
     if options.char_cnn is None:
-        assert files.words is not None
-        table_VP, num_kept_vectors = _word_table(files.state, files.words, vocabulary, generator)
+        table_VP, num_kept_vectors = _word_table(files, vocabulary, options, generator)
         state[WORD_TABLE] = table_VP
     model = build(options, state)
     softmax = new_softmax(model, len(vocabulary))
@@ -133,13 +132,16 @@ def continue_from(
 
 
 def _word_table(
-    state: StateDict, words: Sequence[str], vocabulary: Vocabulary, generator: torch.Generator
+    files: ModelFiles, vocabulary: Vocabulary, options: ElmoOptions, generator: torch.Generator
 ) -> tuple[Tensor, int]:
-    """The new table (V, P), and how many of its rows are the old one's."""
-    old_VP = state[WORD_TABLE]
-    embedding = TokenEmbedding(len(vocabulary), old_VP.shape[1])
+    """The new model's table (V, P), and how many of its rows are the old one's."""
+    old_VP = files.state[WORD_TABLE]
+    assert files.words is not None
+    embedding = TokenEmbedding(
+        len(vocabulary), old_VP.shape[1], is_output=options.training.share_embedding_softmax
+    )
     embedding.reset_parameters(generator)
-    new_rows, old_rows = _shared_rows(vocabulary, words)
+    new_rows, old_rows = _shared_rows(vocabulary, files.words)
     table_VP = embedding.embedding.detach()
     table_VP[new_rows] = old_VP[old_rows]
     return table_VP, len(new_rows)

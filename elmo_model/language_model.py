@@ -11,15 +11,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from elmo_model.bilm import BiLM
 from elmo_model.devices import TF32, select_device, select_dtype
 from elmo_model.directory import ModelFiles
 from elmo_model.kernels.selection import select_kernels
+from elmo_model.losses import Softmax
+from elmo_model.options import ElmoOptions
 from elmo_model.output_layer import OutputLayer
 from elmo_model.packed_layers import to_device
 from elmo_model.packed_text import PackedText
 from elmo_model.softmax_file import SoftmaxWeights
 from elmo_model.state import BiLMState
-from elmo_model.weights import build
+from elmo_model.weights import StateDict, build
 
 
 class LanguageModel:
@@ -44,15 +47,36 @@ class LanguageModel:
         Raises:
             DeviceError: the device or its arithmetic is not available.
         """
-        self.device = select_device(device)
-        arithmetic = select_dtype(dtype, self.device)
-        self.options = files.options
-        bilm = build(files.options, files.state).requires_grad_(False).eval()
+        self._lay_out(files.options, files.state, softmax, select_device(device), dtype)
+
+    @classmethod
+    def of_modules(cls, bilm: BiLM, softmax: Softmax) -> LanguageModel:
+        """Measure modules that are being trained, as they are now, where they are, in float32.
+
+        The stacks' weights are copied; other weights may be shared until the next step.
+        """
+        state = {name: value.cpu() for name, value in bilm.state_dict().items()}
+        weights = SoftmaxWeights(softmax.weight.detach(), softmax.bias.detach())
+        model = cls.__new__(cls)
+        model._lay_out(bilm.options, state, weights, bilm.device, "float32")
+        return model
+
+    def _lay_out(
+        self,
+        options: ElmoOptions,
+        state: StateDict,
+        softmax: SoftmaxWeights,
+        device: torch.device,
+        dtype: str,
+    ) -> None:
+        self.device, self.options = device, options
+        arithmetic = select_dtype(dtype, device)
+        bilm = build(options, state).requires_grad_(False).eval()
         kernels = select_kernels(
-            bilm, self.device, arithmetic, torch.get_num_threads(), tf32=dtype == TF32
+            bilm, device, arithmetic, torch.get_num_threads(), tf32=dtype == TF32
         )
         self.kernel, self._embed = kernels.stack, kernels.embed
-        self._output = OutputLayer(softmax, self.device)
+        self._output = OutputLayer(softmax, device)
 
     @torch.no_grad()
     def losses(self, text: PackedText, state: BiLMState | None = None) -> tuple[Tensor, BiLMState]:

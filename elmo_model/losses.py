@@ -17,13 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from elmo_model.cross_entropy import (
-    EXCLUDED_LOGIT,
-    MAX_CHUNK_LOGITS,
-    full_losses,
-    sampled_loss,
-)
+from elmo_model.cross_entropy import EXCLUDED_LOGIT, full_losses, sampled_loss
 from elmo_model.kernels.selection import takes_reference
+from elmo_model.token_embedding import reset_output_weight
 
 
 @dataclass(frozen=True)
@@ -119,9 +115,7 @@ class Softmax(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw W anew, unless it is shared, and set b to zero."""
         if self._owns_weight:
-            nn.init.normal_(
-                self.weight, std=1 / math.sqrt(self.weight.shape[1]), generator=generator
-            )
+            reset_output_weight(self.weight, generator)
         nn.init.zeros_(self.bias)
 
     @property
@@ -145,20 +139,6 @@ class Softmax(nn.Module):
         if takes_reference():
             return [self.full_loss(top, ids) for top, ids in zip(hidden, targets, strict=True)]
         return list(full_losses(self.weight, self.bias, hidden, targets))
-
-    @torch.no_grad()
-    def negative_log_likelihood(self, hidden_NP: Tensor, targets_N: Tensor) -> Tensor:
-        """-ln p(target) per prediction (N,), full softmax, without gradient, in bounded memory."""
-        rows = max(1, MAX_CHUNK_LOGITS // self.vocabulary_size)
-        parts = [
-            functional.cross_entropy(
-                functional.linear(hidden_NP[start : start + rows], self.weight, self.bias),
-                targets_N[start : start + rows],
-                reduction="none",
-            )
-            for start in range(0, len(targets_N), rows)
-        ]
-        return torch.cat(parts) if parts else hidden_NP.new_empty(0)
 
     def sampled_losses(
         self,

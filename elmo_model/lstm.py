@@ -62,6 +62,7 @@ class LstmLayer(nn.Module):
         index_N: Tensor | None,
         layout: PackedLayout,
         state: tuple[Tensor, Tensor],
+        recurrent_PG: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run the layer over a packed batch.
 
@@ -71,11 +72,13 @@ class LstmLayer(nn.Module):
                 then made once for each distinct input, unless that needs too much memory.
             layout: the batch's packing; its rows are those of `state`.
             state: cells (B, D) and outputs (B, P) before the first step, rows in `layout.order_B`.
+            recurrent_PG: in the place of the kernel's recurrent half, for dropout.
 
         Returns: outputs (N, P) in packed order, and the state after each row's last step.
         """
         cell, output = state
-        recurrent_PG = self.kernel[self.width :]
+        if recurrent_PG is None:
+            recurrent_PG = self.kernel[self.width :]
         outputs, finished = [], []
         for gates in self._input_gates(inputs_UP, index_N, layout):
             num_live = gates.shape[0]

@@ -5,24 +5,27 @@ what does not fill the last batch is dropped. So the batch size decides how much
 where rows begin; the unrolled steps decide how much is dropped and, among several rows, which row
 reads which sentence. The training loss of a sampled softmax is far lower and must not be compared
 with this.
-Knows no text or files.
+
+Trainings and `elmo perplexity` measure by the same function, `measure`, in the kernels that embed.
+Knows packed text; no words, files or corpora.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from elmo_model.bilm import BiLM
 from elmo_model.errors import ElmoError
+from elmo_model.kernels.workers import workers_instead
+from elmo_model.language_model import LanguageModel
 from elmo_model.lm_batches import LmBatch
 from elmo_model.losses import Softmax
+from elmo_model.packed_text import PackedText
 from elmo_model.state import BiLMState
-from elmo_model.training import run_directions
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,12 @@ class Perplexity:
     backward: float | None
     mean: float
     num_predictions: int
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all figures are numbers below infinity."""
+        figures = (self.forward, self.mean, 0.0 if self.backward is None else self.backward)
+        return all(map(math.isfinite, figures))
 
     def describe(self) -> str:
         """The figures as people read them: `forward 98.2, backward 95.1, mean 96.6`."""
@@ -82,14 +91,38 @@ class LossSums:
         )
 
 
-@torch.no_grad()
-def perplexity(model: BiLM, softmax: Softmax, batches: Iterable[LmBatch]) -> Perplexity:
-    """Measure `model` on packed batches in their order, from a zero state, without dropout.
-
-    The readable reference; `language_model.py` runs text faster.
+def measure(
+    model: LanguageModel,
+    texts: Iterable[PackedText],
+    *,
+    carries_state: bool = True,
+    on_text: Callable[[PackedText, LossSums], None] = lambda text, sums: None,
+) -> LossSums:
+    """Run text through a model, without dropout.
 
     Args:
-        model: the biLM.
+        model: the language model.
+        texts: in their order.
+        carries_state: each text goes on where the one before ended; else from a zero state.
+        on_text: called after each text with what was counted by now.
+    """
+    sums = LossSums(model.options.num_directions)
+    state: BiLMState | None = None
+    # On other devices than the CPU torch's threads do nothing anyway.
+    with workers_instead():
+        for text in texts:
+            losses_SN, final = model.losses(text, state)
+            state = final if carries_state else None
+            sums.add(list(losses_SN))
+            on_text(text, sums)
+    return sums
+
+
+def perplexity(model: BiLM, softmax: Softmax, batches: Iterable[LmBatch]) -> Perplexity:
+    """Measure a model that is being trained, on packed batches in their order, from a zero state.
+
+    Args:
+        model: the biLM; its weights stay where they are and as they are.
         softmax: its output layer.
         batches: from `packed_batches` over unshuffled text; the original's own evaluation has
             `unroll_steps` 1 and `batch_size` 256.
@@ -97,17 +130,8 @@ def perplexity(model: BiLM, softmax: Softmax, batches: Iterable[LmBatch]) -> Per
     Raises:
         ElmoError: there is no batch.
     """
-    sums = LossSums(model.options.num_directions)
-    carried: BiLMState | None = None
-    for batch in batches:
-        hidden, carried = run_directions(model, batch, carried)
-        sums.add(
-            [
-                softmax.negative_log_likelihood(top, text.targets_BT.flatten().to(model.device))
-                for top, text in zip(hidden, batch.directions, strict=True)
-            ]
-        )
-    return sums.perplexity()
+    language_model = LanguageModel.of_modules(model, softmax)
+    return measure(language_model, map(PackedText.of_batch, batches)).perplexity()
 
 
 def _exp(mean_loss: float) -> float:

@@ -19,13 +19,22 @@ class TokenEmbedding(nn.Module):
     A new table holds no vectors yet: `BiLM` draws or loads them.
     """
 
-    def __init__(self, num_words: int, width: int) -> None:
+    def __init__(self, num_words: int, width: int, *, is_output: bool = False) -> None:
+        """Make the table; `is_output` says whether it is the weights of the output layer, too."""
         super().__init__()
         self.width = width
+        self._is_output = is_output
         self.embedding = nn.Parameter(torch.empty(num_words, width))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Glorot-uniform, as the original starts its training."""
+        """Draw the vectors: Glorot-uniform as the original, or as an output layer's weights.
+
+        The more words, the smaller the former, far too small for an output layer: the losses'
+        gradients pass through it, and a table that both share hardly learned.
+        """
+        if self._is_output:
+            reset_output_weight(self.embedding, generator)
+            return
         limit = math.sqrt(6.0 / sum(self.embedding.shape))
         nn.init.uniform_(self.embedding, -limit, limit, generator=generator)
 
@@ -40,3 +49,8 @@ class TokenEmbedding(nn.Module):
             return F.embedding(ids_N, self.embedding)
         vectors = F.embedding((ids_N - 1).clamp(min=0), self.embedding)
         return vectors * (ids_N > 0).unsqueeze(-1)
+
+
+def reset_output_weight(weight_VP: Tensor, generator: torch.Generator | None = None) -> None:
+    """Draw the weights of an output layer over words, N(0, 1 / sqrt(P)), as the original does."""
+    nn.init.normal_(weight_VP, std=1 / math.sqrt(weight_VP.shape[1]), generator=generator)

@@ -9,8 +9,8 @@ Shape suffixes: B rows, T unrolled steps, U distinct words of a batch, P project
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from elmo_model.adagrad import Adagrad
 from elmo_model.bilm import BiLM
+from elmo_model.dropout import NO_DROPOUT, Dropout, DropoutMasks
 from elmo_model.errors import ElmoError
 from elmo_model.kernels.memory import keep_freed_memory
 from elmo_model.kernels.selection import takes_reference
@@ -71,6 +72,8 @@ class TrainState:
         reset_share: probability that a row starts a batch from the zero state instead of the
             carried one. 0 is the original; embedding sentences each from a zero state needs a model
             that has seen it.
+        dropout: its kinds and rates; None is the rate of the options for each element, as in the
+            original.
         arithmetic: element type of what is multiplied, float32 or bfloat16. Weights, their
             gradients, sums, cells and the optimiser are float32 with either. The reference always
             multiplies float32.
@@ -89,6 +92,7 @@ class TrainState:
     batch: int = 0
     carried: BiLMState | None = None
     reset_share: float = 0.0
+    dropout: Dropout | None = None
     arithmetic: torch.dtype = torch.float32
     parallel: DistributedDataParallel | None = None
     first_row: int = 0
@@ -264,13 +268,13 @@ def _accumulate(
     if training.sample_softmax and samples is None:
         samples = draw_negatives(state, len(batch.directions))
     initial = _initial_state(state)
-    rate = training.dropout or 0.0
+    masks = draw_masks(state, batch)
     run = state.losses if state.parallel is None else state.parallel
-    with multiplying(state), _drawing(state) if rate else nullcontext():
+    with multiplying(state):
         losses_S, cells, outputs = run(
             batch,
             initial,
-            rate,
+            masks,
             samples if training.sample_softmax else None,
             state.has_sparse_gradient,
         )
@@ -293,7 +297,7 @@ class BatchLosses(nn.Module):
         self,
         batch: LmBatch,
         carried: BiLMState | None,
-        dropout: float,
+        masks: DropoutMasks,
         samples: Sequence[NegativeSample] | None,
         sparse_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -302,12 +306,12 @@ class BatchLosses(nn.Module):
         Args:
             batch: text of each direction.
             carried: state before it.
-            dropout: rate.
+            masks: dropout.
             samples: negatives per direction; None takes the full softmax.
             sparse_gradient: let the gradient of the softmax be sparse.
         """
         device = self.model.device
-        hidden, after = run_directions(self.model, batch, carried, dropout=dropout)
+        hidden, after = run_directions(self.model, batch, carried, masks)
         targets = [text.targets_BT.flatten().to(device) for text in batch.directions]
         if samples is not None:
             losses = self.softmax.sampled_losses(
@@ -319,17 +323,21 @@ class BatchLosses(nn.Module):
 
 
 def run_directions(
-    model: BiLM, batch: LmBatch, carried: BiLMState | None, dropout: float = 0.0
+    model: BiLM,
+    batch: LmBatch,
+    carried: BiLMState | None,
+    masks: DropoutMasks = NO_DROPOUT,
 ) -> tuple[list[Tensor], BiLMState]:
     """Top layer of each direction, (B T, P), and the LSTM state after the batch.
 
     The batch's distinct words pass the token embedding once, for both directions.
     """
-    table_UP = embed_for_training(model, batch.words.to(model.device))
+    words = batch.words.to(model.device)
+    table_UP = masks.words(words, embed_for_training(model, words))
     texts = [
         functional.embedding(text.inputs_BT.to(model.device), table_UP) for text in batch.directions
     ]
-    tops, state = run_for_training(model, texts, carried, dropout)
+    tops, state = run_for_training(model, texts, carried, masks)
     return [top.flatten(0, 1) for top in tops], state
 
 
@@ -338,6 +346,21 @@ def multiplying(state: TrainState) -> AbstractContextManager[Any]:
     if state.arithmetic == torch.float32 or takes_reference():
         return nullcontext()
     return torch.autocast(state.model.device.type, state.arithmetic)
+
+
+def draw_masks(state: TrainState, batch: LmBatch) -> DropoutMasks:
+    """The dropout of the state's next batch."""
+    dropout = state.dropout or Dropout(state.model.options.training.dropout or 0.0)
+    num_rows, num_steps = batch.forward.inputs_BT.shape
+    rows = range(state.first_row, state.first_row + num_rows)
+    return dropout.draw(
+        state.model.options,
+        num_steps,
+        rows,
+        state.num_rows or num_rows,
+        (state.seed, state.batch),
+        state.model.device,
+    )
 
 
 def draw_negatives(state: TrainState, num_directions: int) -> list[NegativeSample]:
@@ -404,22 +427,3 @@ def _average_rows(weight: nn.Parameter) -> None:
         gradient = weight.grad.coalesce()
         distributed.all_reduce(gradient)
         weight.grad = gradient.coalesce() / distributed.get_world_size()
-
-
-@contextmanager
-def _drawing(state: TrainState) -> Iterator[None]:
-    """Draw dropout from (seed, batch, first row) alone, and leave the caller's numbers alone."""
-    device = state.model.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(_batch_seed(state))
-        yield
-
-
-def _batch_seed(state: TrainState) -> int:
-    """A seed for torch out of (seed, batch, row); splitmix64's constants keep nearby ones apart."""
-    mixed = (
-        state.seed * 0x9E3779B97F4A7C15
-        + (state.batch + 1) * 0xBF58476D1CE4E5B9
-        + state.first_row * 0x94D049BB133111EB
-    ) % (1 << 63)
-    return mixed ^ (mixed >> 31)

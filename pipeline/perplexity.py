@@ -6,7 +6,6 @@ number of rows is left open, the beginning of the text that decides it. Knows no
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -19,7 +18,7 @@ from elmo_model.language_model import LanguageModel
 from elmo_model.lm_batches import Ids, WordTable, packed_batches
 from elmo_model.packed_text import PackedText, carried_texts, sentence_texts
 from elmo_model.perplexity import LossSums, Perplexity
-from elmo_model.state import BiLMState
+from elmo_model.perplexity import measure as measure_texts
 from elmo_model.vocabulary import Vocabulary
 from pipeline.errors import EmptySourceError
 from pipeline.language_model_files import LanguageModelFiles
@@ -121,22 +120,26 @@ def measure(
     batch_size = None
     if config.evaluation.state == "carried":
         batch_size, sequences = choose_rows(config.evaluation.batch_size, sequences)
-    sums = LossSums(options.num_directions)
     num_unknown = 0
-    state: BiLMState | None = None
-    for text in _texts(config.evaluation, model, batch_size, sequences, table):
-        losses_SN, final = model.losses(text, state)
-        state = None if batch_size is None else final
-        sums.add(list(losses_SN))
+
+    def note(text: PackedText, sums: LossSums) -> None:
+        nonlocal num_unknown
         num_unknown += int(np.count_nonzero(text.targets_SN == vocabulary.unknown_id))
         on_progress(stream.num_documents, sums.num_predictions, sums.perplexity().describe())
+
+    sums = measure_texts(
+        model,
+        _texts(config.evaluation, model, batch_size, sequences, table),
+        carries_state=batch_size is not None,
+        on_text=note,
+    )
     _check_enough(config, stream, sums, batch_size)
     result = sums.perplexity()
-    if not math.isfinite(result.mean):
+    if not result.is_finite:
         raise ElmoError(
-            f"the perplexity of {sums.num_predictions} predictions is {result.mean}: the softmax "
-            "or the weights are damaged or diverged, or model.dtype cannot hold the values; try "
-            "float32"
+            f"the perplexity of {sums.num_predictions} predictions is {result.describe()}: the "
+            "softmax or the weights are damaged or diverged, or model.dtype cannot hold the "
+            "values; try float32"
         )
     return PerplexityReport(
         perplexity=result,

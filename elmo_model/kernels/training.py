@@ -16,10 +16,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from elmo_model.bilm import BiLM
 from elmo_model.char_cnn import CharCnn
+from elmo_model.dropout import NO_DROPOUT, DropoutMasks
 from elmo_model.kernels.char_training import can_train, embed_words
 from elmo_model.kernels.lstm_training import LayerInput, LayerRule, run_layer
 from elmo_model.kernels.native import load
@@ -50,7 +50,10 @@ def embed_for_training(model: BiLM, words: Tensor) -> Tensor:
 
 
 def run_for_training(
-    model: BiLM, texts: Sequence[Tensor], state: BiLMState | None, dropout: float
+    model: BiLM,
+    texts: Sequence[Tensor],
+    state: BiLMState | None,
+    masks: DropoutMasks = NO_DROPOUT,
 ) -> tuple[list[Tensor], BiLMState]:
     """Run each direction over its own text; equal to `BiLM.language_model`, dropout included.
 
@@ -58,22 +61,21 @@ def run_for_training(
         model: the biLM.
         texts: context-free vectors (B, T, P) of each direction, in reading order.
         state: carried state; None is zero.
-        dropout: as in `BiLM.language_model`.
+        masks: dropout.
 
     Returns: the top layer (B, T, P) of each direction, and the state after the last step.
     """
     if takes_reference():
         backward = texts[1] if len(texts) > 1 else None
-        output = model.language_model(texts[0], backward, state, dropout=dropout)
+        output = model.language_model(texts[0], backward, state, masks)
         both = (output.forward_BTP, output.backward_BTP)
         return [top for top in both if top is not None], output.state
     stacks = _stacks(model)
     state = model.zero_state(texts[0].shape[0]) if state is None else state
     inputs = [text.transpose(0, 1).to(model.dtype) for text in texts]
-    masks = [[_dropout_mask(text, dropout) for _ in range(len(stacks[0]) + 1)] for text in inputs]
     cells, lasts = [], []
     for place, layers in enumerate(zip(*stacks, strict=True)):
-        inputs = [_masked(text, mask[place]) for text, mask in zip(inputs, masks, strict=True)]
+        inputs = _dropped(masks, place, inputs)
         first = layers[0]
         rule = LayerRule(first.cell_clip, first.proj_clip, product_dtype(first.kernel))
         results = run_layer(
@@ -83,7 +85,7 @@ def run_for_training(
                     inputs[direction],
                     state.cells_SLBD[direction, place],
                     state.outputs_SLBP[direction, place],
-                    layer.kernel,
+                    _kernel(layer, masks, direction, place),
                     layer.bias,
                     layer.projection,
                 )
@@ -97,9 +99,7 @@ def run_for_training(
         ]
         cells.append(torch.stack([result.cell_BD for result in results]))
         lasts.append(torch.stack([result.output_BP for result in results]))
-    tops = [
-        _masked(text, mask[-1]).transpose(0, 1) for text, mask in zip(inputs, masks, strict=True)
-    ]
+    tops = [text.transpose(0, 1) for text in _dropped(masks, len(stacks[0]), inputs)]
     return tops, BiLMState(torch.stack(cells, 1), torch.stack(lasts, 1))
 
 
@@ -123,13 +123,12 @@ def _stacks(model: BiLM) -> list[list[LstmLayer]]:
     return [[layer for layer in stack if isinstance(layer, LstmLayer)] for stack in stacks]
 
 
-def _dropout_mask(text_TBP: Tensor, dropout: float) -> Tensor | None:
-    """What dropout multiplies with, drawn in the order in which the reference draws it."""
-    if not dropout:
-        return None
-    ones = torch.ones(text_TBP.shape, dtype=text_TBP.dtype, device=text_TBP.device)
-    return F.dropout(ones, dropout)
+def _dropped(masks: DropoutMasks, place: int, texts: Sequence[Tensor]) -> list[Tensor]:
+    return [masks.dropped(direction, place, text) for direction, text in enumerate(texts)]
 
 
-def _masked(text_TBP: Tensor, mask_TBP: Tensor | None) -> Tensor:
-    return text_TBP if mask_TBP is None else text_TBP * mask_TBP
+def _kernel(layer: LstmLayer, masks: DropoutMasks, direction: int, place: int) -> Tensor:
+    if not masks.kernels:
+        return layer.kernel
+    input_PG, recurrent_PG = layer.kernel[: layer.width], layer.kernel[layer.width :]
+    return torch.cat([input_PG, masks.recurrent(direction, place, recurrent_PG)])

@@ -15,7 +15,7 @@ from pipeline.config import Section, SourceConfig, TextConfig
 
 
 class ArchitectureConfig(Section):
-    """The shape of the biLM."""
+    """The shape of the biLM, and the dropout that it is trained with."""
 
     token_input: Literal["characters", "words"] = Field(
         "characters",
@@ -51,6 +51,23 @@ class ArchitectureConfig(Section):
         lt=1,
         description="rate at the input of every LSTM layer and at the output; original 0.1. It "
         "only pays where the text is seen many times",
+    )
+    dropout_kind: Literal["element", "variational"] = Field(
+        "element",
+        description="what dropout is drawn for: each element at each step, as in the original, or "
+        "each element of a row, the same for all steps of a batch",
+    )
+    weight_drop: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="rate of dropout of the weights by which LSTMs read their own last output",
+    )
+    word_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="word input: share of the vocabulary that is read as zeros throughout a batch",
     )
 
     @model_validator(mode="after")
@@ -314,6 +331,11 @@ class PretrainConfig(Section):
             raise ValueError(
                 "start.word_vectors_file needs architecture.token_input: words; a model that reads "
                 "characters has no word table"
+            )
+        if self.architecture.word_dropout and not reads_words:
+            raise ValueError(
+                "architecture.word_dropout needs architecture.token_input: words; a model that "
+                "reads characters has no word table"
             )
         if self.start.freeze_word_vectors and self.training.weight_decay:
             raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -22,7 +22,7 @@ from torch import Tensor
 from elmo_model.errors import ElmoError
 from elmo_model.lm_batches import LmBatch, WordTable
 from elmo_model.options import ElmoOptions
-from elmo_model.perplexity import perplexity
+from elmo_model.perplexity import Perplexity, perplexity
 from elmo_model.state import BiLMState
 from elmo_model.token_embedding import TokenEmbedding
 from elmo_model.training import TrainState, train_step
@@ -40,6 +40,7 @@ from pipeline.pretraining.metrics import (
     describe,
     describe_progress,
 )
+from pipeline.pretraining.options import dropout_of
 from pipeline.pretraining.pace import Pace, PaceMeter
 from pipeline.pretraining.prefetch import Prefetched
 from pipeline.pretraining.scalars import TensorBoard
@@ -220,6 +221,7 @@ class _Loop:
             training.weight_decay,
         )
         state.reset_share = training.state_reset_share
+        state.dropout = dropout_of(self._config)
         state.arithmetic = torch.bfloat16 if training.dtype == "bfloat16" else torch.float32
         state.first_row, state.num_rows = first_row, training.batch_size
         state.row_weight = num_rows * self._crew.size / training.batch_size
@@ -291,13 +293,9 @@ class _Loop:
         """What is there after a step that failed, and what to do."""
         if self._metrics is not None:
             self._metrics.write()
-        kept = self._checkpoints.steps()
-        last = (
-            f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint yet"
-        )
         return (
-            f"No weight was changed by this step; {last}, in {self._storage.url}. The same command "
-            "with a lower training.learning_rate goes on from there"
+            f"No weight was changed by this step; {self._kept(self._checkpoints.steps())}. The "
+            "same command with a lower training.learning_rate goes on from there"
         )
 
     def _report(self, pace: Pace, metrics: StepMetrics | None = None) -> None:
@@ -336,20 +334,20 @@ class _Loop:
     def _measure(self) -> None:
         """Measure the held-out perplexity; the first worker does, the others wait for it."""
         before = self._train_seconds()
-        measurement = None
+        state, result = self._state, None
         if self._crew.rank == 0:
-            state = self._state
             result = perplexity(state.model, state.softmax, self._held_out_text())
-            measurement = Measurement(
-                step=state.step,
-                tokens=self._tokens,
-                train_seconds=round(before, 3),
-                loss=sum(self._losses) / len(self._losses) if self._losses else None,
-                forward=result.forward,
-                backward=result.backward,
-                mean=result.mean,
-            )
-        measurement = self._crew.share(measurement)
+        result = self._crew.share(result)
+        self._check_measured(result)
+        measurement = Measurement(
+            step=state.step,
+            tokens=self._tokens,
+            train_seconds=round(before, 3),
+            loss=sum(self._losses) / len(self._losses) if self._losses else None,
+            forward=result.forward,
+            backward=result.backward,
+            mean=result.mean,
+        )
         self._losses.clear()
         measured_in_s = self._train_seconds() - before
         self._evaluation_seconds += measured_in_s
@@ -361,6 +359,23 @@ class _Loop:
             self._board.measured(measurement)
             self._metrics.write()
         self._report(self._note_pace())
+
+    def _check_measured(self, result: Perplexity) -> None:
+        """Refuse a perplexity that is no number, before a checkpoint of it is written."""
+        if result.is_finite:
+            return
+        measured = {measurement.step for measurement in self._curve}
+        sound = [step for step in self._checkpoints.steps() if step in measured]
+        raise ElmoError(
+            f"step {self._state.step}: the held-out perplexity is {result.describe()}; training "
+            f"diverged, lower the learning rate or the clip norm ({self._kept(sound)})"
+        )
+
+    def _kept(self, steps: Sequence[int]) -> str:
+        last = (
+            f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint is there yet"
+        )
+        return f"{last}, in {self._storage.url}"
 
     def _held_out_text(self) -> Iterator[LmBatch]:
         if self._held_out is None:

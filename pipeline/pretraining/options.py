@@ -1,7 +1,8 @@
-"""The options.json of the model that a configuration describes."""
+"""The options.json of the model that a configuration describes, and the dropout that it names."""
 
 from __future__ import annotations
 
+from elmo_model.dropout import Dropout
 from elmo_model.options import CharCnnOptions, ElmoOptions, LstmOptions, TrainingOptions
 from pipeline.pretraining.config import PretrainConfig
 
@@ -47,3 +48,9 @@ def training_options(config: PretrainConfig, vocabulary_size: int) -> TrainingOp
         unroll_steps=training.unroll_steps,
         learning_rate=training.initial_learning_rate,
     )
+
+
+def dropout_of(config: PretrainConfig) -> Dropout:
+    """The dropout to train with; of it, options.json knows the rate only."""
+    shape = config.architecture
+    return Dropout(shape.dropout, shape.dropout_kind, shape.weight_drop, shape.word_dropout)

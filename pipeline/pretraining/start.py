@@ -25,7 +25,7 @@ from pipeline.model import load_files
 from pipeline.model_files import local_copy
 from pipeline.pretraining.checkpoints import Checkpoints
 from pipeline.pretraining.config import PretrainConfig, StartConfig
-from pipeline.pretraining.options import make_options, training_options
+from pipeline.pretraining.options import dropout_of, make_options, training_options
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ def make_start(
     if not start.has_model and start.word_vectors_file is None:
         return make_options(config, len(vocabulary))
     state = _model(config, vocabulary)
+    dropout_of(config).check(state.model.options)
     tensors: dict[str, Mapping[str, Tensor]] = {
         "model": state.model.state_dict(),
         "softmax": softmax_tensors(state.softmax, state.model.options),

@@ -11,10 +11,11 @@ from elmo_model.language_model import LanguageModel
 from elmo_model.lm_batches import WordTable, packed_batches
 from elmo_model.losses import Softmax
 from elmo_model.packed_text import PackedText, carried_texts, sentence_texts
-from elmo_model.perplexity import LossSums, perplexity
+from elmo_model.perplexity import LossSums, measure, perplexity
 from elmo_model.softmax_file import SoftmaxWeights
 from elmo_model.vocabulary import Vocabulary
 from elmo_model.weights import build
+from tests.elmo_model.plain_perplexity import plain_losses, plain_perplexity
 from tests.elmo_model.random_models import SHAPES, VOCABULARY, write_model
 
 # Two ways to add up a few hundred products of float32 in every step of a recurrence.
@@ -45,12 +46,7 @@ class Model:
         return [self.table.sequence_of(sentence.split()) for sentence in TEXT * 3]
 
     def measured(self, texts, *, carries):
-        sums, state = LossSums(self.fast.options.num_directions), None
-        for text in texts:
-            losses, final = self.fast.losses(text, state)
-            state = final if carries else None
-            sums.add(list(losses))
-        return sums.perplexity()
+        return measure(self.fast, texts, carries_state=carries).perplexity()
 
 
 @pytest.mark.parametrize("num_rows", [1, 3])
@@ -59,7 +55,7 @@ def test_perplexity_is_that_of_the_reference(shape, num_rows, tmp_path):
     model = Model(tmp_path, shape)
     arguments = (model.table, num_rows)
     batches = packed_batches(model.sequences(), *arguments, 1, model.bidirectional)
-    wanted = perplexity(model.reference, model.softmax, batches)
+    wanted = plain_perplexity(model.reference, model.softmax, batches)
     texts = carried_texts(model.sequences(), *arguments, 5, model.bidirectional)
     found = model.measured(texts, carries=True)
     assert found.num_predictions == wanted.num_predictions
@@ -82,10 +78,28 @@ def test_the_kernel_of_gpus_measures_the_same(shape, tmp_path):
 def test_batches_of_training_are_measured_alike(tmp_path):
     model = Model(tmp_path, "like the released models")
     batches = list(packed_batches(model.sequences(), model.table, 2, 7))
-    wanted = perplexity(model.reference, model.softmax, batches)
-    found = model.measured(map(PackedText.of_batch, batches), carries=True)
-    assert found.forward == pytest.approx(wanted.forward, rel=TOLERANCE)
-    assert found.backward == pytest.approx(wanted.backward, rel=TOLERANCE)
+    wanted = plain_perplexity(model.reference, model.softmax, batches)
+    for found in (
+        model.measured(map(PackedText.of_batch, batches), carries=True),
+        perplexity(model.reference, model.softmax, batches),
+    ):
+        assert found.forward == pytest.approx(wanted.forward, rel=TOLERANCE)
+        assert found.backward == pytest.approx(wanted.backward, rel=TOLERANCE)
+
+
+def test_modules_are_measured_as_they_are_and_can_be_trained_on(tmp_path):
+    model = Model(tmp_path, "word input")
+    batches = list(packed_batches(model.sequences(), model.table, 2, 7))
+    before = perplexity(model.reference, model.softmax, batches)
+    parameters = [*model.reference.parameters(), *model.softmax.parameters()]
+    assert all(parameter.requires_grad for parameter in parameters)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(1.5)
+    after = perplexity(model.reference, model.softmax, batches)
+    wanted = plain_perplexity(model.reference, model.softmax, batches)
+    assert after.mean == pytest.approx(wanted.mean, rel=TOLERANCE)
+    assert after.mean != pytest.approx(before.mean, rel=0.001)
 
 
 @pytest.mark.parametrize("shape", ["like the released models", "word input", "one direction"])
@@ -113,8 +127,8 @@ def test_from_a_zero_state_words_are_predicted_from_the_vectors_that_embedding_g
     top = Encoder(model.files, device="cpu").encode([words]).layers[-1, 0]
     forward, backward = top.chunk(2, dim=1)
     ids = torch.from_numpy(Vocabulary(VOCABULARY).ids_of(["<S>", *words, "</S>"]))
-    after = model.softmax.negative_log_likelihood(forward, ids[2:])
-    before = model.softmax.negative_log_likelihood(backward, ids[:-2])
+    after = plain_losses(model.softmax, forward, ids[2:])
+    before = plain_losses(model.softmax, backward, ids[:-2])
     # Of each direction the first prediction is made from a mark, which embedding leaves out.
     np.testing.assert_allclose(losses_SN[0, 1:], after, rtol=TOLERANCE)
     np.testing.assert_allclose(losses_SN[1, 1:], before.flip(0), rtol=TOLERANCE)

@@ -44,23 +44,6 @@ def test_the_full_loss_is_the_mean_negative_log_probability_of_the_targets():
     assert float(loss.detach()) == pytest.approx(expected, abs=FLOAT32_TOLERANCE)
 
 
-def test_the_likelihood_without_gradient_is_that_of_the_full_loss_in_any_chunks(monkeypatch):
-    softmax, hidden, targets = random_case()
-    whole = softmax.negative_log_likelihood(hidden, targets)
-    monkeypatch.setattr("elmo_model.losses.MAX_CHUNK_LOGITS", 3 * 20)
-    chunked = softmax.negative_log_likelihood(hidden, targets)
-    torch.testing.assert_close(whole, chunked, atol=FLOAT32_TOLERANCE, rtol=0)
-    torch.testing.assert_close(
-        whole.mean(), softmax.full_loss(hidden, targets).detach(), atol=FLOAT32_TOLERANCE, rtol=0
-    )
-    assert not whole.requires_grad
-
-
-def test_no_predictions_have_no_likelihoods():
-    softmax, hidden, targets = random_case()
-    assert softmax.negative_log_likelihood(hidden[:0], targets[:0]).shape == (0,)
-
-
 @pytest.mark.parametrize("num_draws", [6, 17])
 def test_the_sampled_loss_subtracts_expected_counts_and_leaves_the_target_out(num_draws):
     softmax, hidden, targets = random_case()

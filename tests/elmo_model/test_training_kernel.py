@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from elmo_model.dropout import Dropout
 from elmo_model.kernels import native
 from elmo_model.kernels.selection import KERNEL_VARIABLE
 from elmo_model.kernels.training import training_kernel
 from elmo_model.lm_batches import Corpus, WordTable, packed_batches
 from elmo_model.options import CharCnnOptions, ElmoOptions, LstmOptions, TrainingOptions
-from elmo_model.training import TrainState, run_directions, train_step
+from elmo_model.training import TrainState, draw_masks, run_directions, train_step
 from elmo_model.vocabulary import Vocabulary, count_words
 
 # Largest deviations after five steps: of losses near 4, and of weights near 1. float32 differs by
@@ -44,10 +45,18 @@ def batches_of(options, num_batches=5):
     return [batch for batch, _ in zip(packed, range(num_batches), strict=False)]
 
 
-def trained(options, monkeypatch, *, reference, optimizer="adagrad", arithmetic=torch.float32):
+def trained(
+    options,
+    monkeypatch,
+    *,
+    reference,
+    optimizer="adagrad",
+    arithmetic=torch.float32,
+    dropout=None,
+):
     monkeypatch.setenv(KERNEL_VARIABLE, "reference" if reference else "")
     state = TrainState.create(options, seed=3, optimizer=optimizer)
-    state.arithmetic = arithmetic
+    state.arithmetic, state.dropout = arithmetic, dropout
     losses = [train_step(state, batch).losses_S for batch in batches_of(options)]
     assert training_kernel(state.model).startswith("reference: ") == reference
     return state, torch.stack(losses)
@@ -65,18 +74,46 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_five_steps_with_dropout_equal_those_of_the_readable_modules(case, monkeypatch):
-    fast, losses = trained(CASES[case], monkeypatch, reference=False)
-    plain, expected = trained(CASES[case], monkeypatch, reference=True)
+    assert_equal_steps(
+        trained(CASES[case], monkeypatch, reference=False),
+        trained(CASES[case], monkeypatch, reference=True),
+    )
+
+
+def assert_equal_steps(found, wanted):
+    (fast, losses), (plain, expected) = found, wanted
     torch.testing.assert_close(losses, expected, atol=LOSS_TOLERANCE[torch.float32], rtol=0)
     for name in ("cells_SLBD", "outputs_SLBP"):
-        found, wanted = getattr(fast.carried, name), getattr(plain.carried, name)
-        torch.testing.assert_close(found, wanted, atol=STATE_TOLERANCE, rtol=0)
+        mine, theirs = getattr(fast.carried, name), getattr(plain.carried, name)
+        torch.testing.assert_close(mine, theirs, atol=STATE_TOLERANCE, rtol=0)
     for mine, theirs in zip(
         [*fast.model.parameters(), *fast.softmax.parameters()],
         [*plain.model.parameters(), *plain.softmax.parameters()],
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, atol=WEIGHT_TOLERANCE, rtol=0)
+
+
+DROPOUTS = {
+    "variational": (CASES["characters, sampled softmax"], Dropout(0.3, "variational")),
+    "weights": (CASES["no projection"], Dropout(weight_rate=0.5)),
+    "words": (CASES["words, shared softmax"], Dropout(word_rate=0.4)),
+    "all": (CASES["words, shared softmax"], Dropout(0.2, "variational", 0.3, 0.1)),
+}
+
+
+@pytest.mark.parametrize("kind", DROPOUTS)
+def test_with_every_kind_of_dropout_steps_equal_those_of_the_readable_modules(kind, monkeypatch):
+    options, dropout = DROPOUTS[kind]
+    found = trained(options, monkeypatch, reference=False, dropout=dropout)
+    wanted = trained(options, monkeypatch, reference=True, dropout=dropout)
+    assert_equal_steps(found, wanted)
+    _, without = trained(options, monkeypatch, reference=False, dropout=Dropout())
+    assert not torch.allclose(found[1], without, atol=0.001, rtol=0)
+    _, rounded = trained(
+        options, monkeypatch, reference=False, arithmetic=torch.bfloat16, dropout=dropout
+    )
+    torch.testing.assert_close(rounded, wanted[1], atol=LOSS_TOLERANCE[torch.bfloat16], rtol=0)
 
 
 def test_steps_of_adamw_equal_those_of_the_readable_modules(monkeypatch):
@@ -113,9 +150,11 @@ def test_gradients_arrive_at_the_parameters_through_autograd(monkeypatch):
     monkeypatch.setenv(KERNEL_VARIABLE, "")
     options = options_of()
     state = TrainState.create(options)
+    state.dropout = Dropout(0.1, "variational", 0.1)
+    batch = batches_of(options)[0]
     arrived = []
     for name, parameter in state.model.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))
-    hidden, _ = run_directions(state.model, batches_of(options)[0], None, dropout=0.1)
+    hidden, _ = run_directions(state.model, batch, None, draw_masks(state, batch))
     torch.stack([top.sum() for top in hidden]).sum().backward()
     assert sorted(arrived) == sorted(name for name, _ in state.model.named_parameters())

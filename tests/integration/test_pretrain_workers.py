@@ -76,9 +76,20 @@ def newest_step(work):
     return max(Checkpoints(open_storage(str(work)), "checkpoints").steps(), default=0)
 
 
-@pytest.mark.parametrize(("optimizer", "workers"), [("adagrad", 2), ("adamw", 3)])
-def test_workers_learn_together_what_one_would(toy, tmp_path, optimizer, workers):
-    settings = {"optimizer": optimizer, "max_steps": 8, "state_reset_share": 0.4}
+# Dropout for each element depends on who has which rows, the other kinds do not.
+DROPOUT = {"dropout": 0.3, "dropout_kind": "variational", "weight_drop": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "workers", "architecture"), [("adagrad", 2, DROPOUT), ("adamw", 3, {})]
+)
+def test_workers_learn_together_what_one_would(toy, tmp_path, optimizer, workers, architecture):
+    settings = {
+        "architecture": architecture,
+        "optimizer": optimizer,
+        "max_steps": 8,
+        "state_reset_share": 0.4,
+    }
     alone = config_of(toy, tmp_path / "alone", **settings)
     train_here(prepare(alone).task, silent)
     together = config_of(toy, tmp_path / "together", run={"num_workers": workers}, **settings)

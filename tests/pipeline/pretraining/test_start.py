@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from elmo_model.directory import load_directory
+from elmo_model.errors import ElmoError
 from elmo_model.softmax_file import read_softmax
 from pipeline.config import build
 from pipeline.errors import ConfigError
@@ -117,11 +118,22 @@ def test_a_word_model_starts_from_word_vectors(toy, tmp_path, freeze):
     assert not np.array_equal(end, start)
 
 
+def test_dropout_of_words_is_refused_for_an_older_model_that_reads_characters(toy, tmp_path):
+    trained(config_of(toy, tmp_path / "older", max_steps=1))
+    sections = {
+        "start": {"directory": str(tmp_path / "older")},
+        "architecture": {"word_dropout": 0.1},
+    }
+    with pytest.raises(ElmoError, match="dropout of words .* needs word input"):
+        prepare(config_of(toy, tmp_path / "newer", sections))
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
         ({"start": {"options_file": "o.json"}}, "start.options_file and start.weights_file"),
         ({"start": {"word_vectors_file": "v.txt"}}, "needs architecture.token_input: words"),
+        ({"architecture": {"word_dropout": 0.1}}, "word_dropout needs architecture.token_input"),
         ({"start": {"freeze_word_vectors": True}}, "needs start.word_vectors_file"),
         (
             {
