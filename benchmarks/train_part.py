@@ -20,7 +20,7 @@ from elmo_model.kernels.workers import workers_instead
 from elmo_model.lm_batches import LmBatch
 from elmo_model.training import (
     TrainState,
-    _step_seed,
+    _batch_seed,
     clip_gradients,
     distinct_parameters,
     draw_negatives,
@@ -109,6 +109,7 @@ class StagedStep:
         if carried is not None:
             state.carried = carried
         state.step += 1
+        state.batch += 1
         self.seconds = clock.seconds
         return loss.item()
 
@@ -118,7 +119,7 @@ class StagedStep:
             return self._stacks.run(texts), None
         dropout = state.model.options.training.dropout or 0.0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_step_seed(state))
+            torch.manual_seed(_batch_seed(state))
             tops, carried = run_for_training(state.model, texts, state.carried, dropout)
         return tops, carried.detach()
 

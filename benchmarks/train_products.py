@@ -13,6 +13,7 @@ from typing import Any
 import machine
 from gemm_rates import GemmRates
 
+from elmo_model.cross_entropy import MAX_CHUNK_LOGITS
 from elmo_model.options import ElmoOptions
 
 ROWS, STEPS = 128, 20
@@ -100,7 +101,9 @@ def _shapes(
     negatives = training.n_negative_samples_batch
     words = negatives if training.sample_softmax else training.n_tokens_vocab
     assert words is not None
-    chunk = max(64, (1 << 22) // words)
+    # The sampled softmax takes one direction at a time, the full one both together.
+    predictions = total if training.sample_softmax else options.num_directions * total
+    chunk = predictions // -(-predictions // max(128, MAX_CHUNK_LOGITS // words))
     chunks = options.num_directions * total / chunk
     found["logits"] = ((chunk, width, words), chunks, 0)
     found["logits back"] = ((chunk, words, width), chunks, 0)
