@@ -182,8 +182,9 @@ def _full_losses(
         grad_NP.addcmul_(target_NP, grad_N[:, None])
         words.weight_grad_VP.index_add_(0, targets_N, hidden_NP * grad_N[:, None])
         words.bias_grad_V.index_add_(0, targets_N, grad_N)
-    losses_S = torch.stack([loss.mean() for loss in loss_N.split(lengths)])
-    return losses_S, [words.weight_grad_VP, words.bias_grad_V, *grad_NP.split(lengths)]
+    losses_S = torch.stack([loss.mean() for loss in torch.split_with_sizes(loss_N, lengths)])
+    gradients = torch.split_with_sizes(grad_NP, lengths)
+    return losses_S, [words.weight_grad_VP, words.bias_grad_V, *gradients]
 
 
 def _losses(

@@ -137,9 +137,7 @@ def test_a_training_step_with_a_clock_in_it_is_the_step_itself():
     for batch in islice(packed_batches(sequences, table, 4, 5), 3):
         assert step.step(batch) == pytest.approx(train_step(plain, batch).loss, abs=TOLERANCE)
     assert set(step.seconds) == {"characters", "lstm", "softmax", "optimiser"}
-    for mine, theirs in zip(
-        staged.losses.parameters(), plain.losses.parameters(), strict=True
-    ):
+    for mine, theirs in zip(staged.losses.parameters(), plain.losses.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=TOLERANCE, rtol=0)
 
 
