@@ -25,12 +25,9 @@ from elmo_model.kernels.products import product, product_dtype, slices, stored
 from elmo_model.kernels.softmax import Predictions, to_powers
 from elmo_model.kernels.workers import Workers, run_without_gradient, shared_workers
 
-# What stands for the logit of a negative that is the target itself, as in the reference.
-EXCLUDED_LOGIT = torch.finfo(torch.float32).min
-
-# Logits of one chunk: 16 M float32 are 64 MB. Each chunk reads and writes the words' gradient once,
-# and a product of fewer rows would mostly read weights.
-MAX_CHUNK_LOGITS = 1 << 24
+# Logits of one chunk. Each chunk reads and writes the words' gradient once, and a product of fewer
+# rows would mostly read weights.
+MAX_CHUNK_BYTES = 32 << 20
 _MIN_CHUNK_ROWS = 128
 _ROWS_MULTIPLE = 32
 _MAX_STORED_BYTES = 256 << 20
@@ -187,6 +184,11 @@ def _full_losses(
     return losses_S, [words.weight_grad_VP, words.bias_grad_V, *gradients]
 
 
+def chunk_rows(num_words: int, element_size_bytes: int) -> int:
+    """About how many predictions are made at a time, over so many words."""
+    return max(_MIN_CHUNK_ROWS, MAX_CHUNK_BYTES // (num_words * element_size_bytes))
+
+
 def _losses(
     hidden_NP: Tensor, words: _Words, target_logit_N: Tensor, column_N: Tensor, share_N: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,7 +196,7 @@ def _losses(
     workers = shared_workers() if hidden_NP.device.type == "cpu" else Workers(1)
     work = _Work(hidden_NP, words, target_logit_N, column_N, share_N, workers.num_threads)
     num_rows, num_words = len(hidden_NP), len(words.bias_V)
-    rows = max(_MIN_CHUNK_ROWS, MAX_CHUNK_LOGITS // num_words)
+    rows = chunk_rows(num_words, words.weight_VP.element_size())
     for chunk in slices(num_rows, -(-num_rows // rows), multiple_of=_ROWS_MULTIPLE):
         parts = slices(chunk.stop - chunk.start, workers.num_threads)
         kept: _Kept = {}  # of this chunk only

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from elmo_model.cross_entropy import (
-    EXCLUDED_LOGIT,
-    MAX_CHUNK_LOGITS,
-    full_losses,
-    sampled_loss,
-)
+from elmo_model.cross_entropy import full_losses, sampled_loss
 from elmo_model.kernels.selection import takes_reference
+
+# What stands for the logit of a negative that is the target itself.
+EXCLUDED_LOGIT = torch.finfo(torch.float32).min
+# Without gradient: 4 M float32 are 16 MB.
+MAX_CHUNK_LOGITS = 1 << 22
 
 
 @dataclass(frozen=True)
