@@ -114,7 +114,8 @@ def on_ray(task: TrainingTask) -> Outcome:
     looks: list[tuple[int, float]] = []
 
     def look(steps: int, seconds: float, tokens: int, note: str) -> None:
-        if steps >= WARM_UP_STEPS:
+        # The first look at a step: what the last one shows again is after the training.
+        if steps >= WARM_UP_STEPS and (not looks or tokens > looks[-1][0]):
             looks.append((tokens, _workers_cpu_seconds()))
 
     end = train_on_ray(task, look)

@@ -7,18 +7,16 @@ import torch
 
 from elmo_model.cross_entropy import full_losses
 from elmo_model.kernels import softmax
-from elmo_model.kernels.native import NativeCode, load
+from elmo_model.kernels.native import NativeCode
 from elmo_model.kernels.softmax import Predictions, to_powers
 
 # Float32 sums of up to 1,000 terms against float64; bfloat16 keeps 8 bits of each power.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 5e-3}
 # Losses grow with the logits, and with them what float32 leaves out.
 RELATIVE = 2e-6
-needs_compiler = pytest.mark.skipif(load().library is None, reason="there is no C compiler")
-WAYS = [pytest.param("C", marks=needs_compiler), "torch"]
 
 
-@pytest.fixture(params=WAYS, autouse=True)
+@pytest.fixture(params=[pytest.param("C", marks=pytest.mark.compiler), "torch"], autouse=True)
 def way(request, monkeypatch):
     if request.param == "torch":
         nothing = NativeCode(None, "the test says so")
