@@ -58,6 +58,7 @@ class Contestants:
         self.cpu_seconds: dict[str, list[float]] = {name: [] for name in wanted}
         self.losses: dict[str, list[float]] = {name: [] for name in wanted}
         self.parts: dict[str, list[dict[str, float]]] = {}
+        self.cpu_parts: dict[str, list[dict[str, float]]] = {}
         self.kernels: dict[str, str] = {}
         for name in wanted:
             self._add(name, options)
@@ -73,7 +74,8 @@ class Contestants:
         if name in ARITHMETICS:
             state.arithmetic = ARITHMETICS[name]
             self.kernels[name] = training_kernel(state.model)
-            self.staged[name], self.parts[name] = StagedStep(state), []
+            self.staged[name] = StagedStep(state)
+            self.parts[name], self.cpu_parts[name] = [], []
         else:
             self.staged[name] = StagedStep(state, TorchStacks(state))
         self.steps[name] = self.staged[name].step
@@ -88,6 +90,7 @@ class Contestants:
             self.losses[name].append(loss)
             if name in self.parts:
                 self.parts[name].append(self.staged[name].seconds)
+                self.cpu_parts[name].append(self.staged[name].cpu_seconds)
 
 
 def _readable_step(state: TrainState, batch: LmBatch) -> float:
@@ -140,6 +143,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         contestants.cpu_seconds,
         contestants.losses,
         contestants.parts,
+        contestants.cpu_parts,
     ):
         for values in recorded.values():
             values.clear()
@@ -216,6 +220,13 @@ def results(
         name: {part: spread([parts[part] for parts in rounds]) for part in rounds[0]}
         | {"data": spread(data_seconds)}
         for name, rounds in contestants.parts.items()
+    }
+    found["cpu_share_of_parts"] = {
+        name: {
+            part: spread([parts[part] / sum(parts.values()) for parts in rounds])
+            for part in rounds[0]
+        }
+        for name, rounds in contestants.cpu_parts.items()
     }
     found["last_loss"] = {name: round(losses[-1], 4) for name, losses in contestants.losses.items()}
     return found

@@ -62,12 +62,16 @@ class TorchStacks(nn.Module):
 
 
 class StagedStep:
-    """`train_step` with a clock in it; `seconds` are those of the last step's parts."""
+    """`train_step` with a clock in it.
+
+    `seconds` are those of the last step's parts, `cpu_seconds` what the processors spent on them.
+    """
 
     def __init__(self, state: TrainState, stacks: TorchStacks | None = None) -> None:
         """Take a state; `stacks` runs in the place of the model's own LSTMs."""
         self._state, self._stacks = state, stacks
         self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}
         modules = [state.model, state.softmax]
         if stacks is not None:
             modules = [state.model.token_embedding, stacks, state.softmax]
@@ -109,7 +113,8 @@ class StagedStep:
         if carried is not None:
             state.carried = carried
         state.step += 1
-        self.seconds = clock.seconds
+        state.batch += 1
+        self.seconds, self.cpu_seconds = clock.seconds, clock.cpu_seconds
         return loss.item()
 
     def _run(self, batch: LmBatch, texts: list[Tensor]):
@@ -131,10 +136,14 @@ class StagedStep:
 class _Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self.cpu_seconds: dict[str, float] = {}
+        self._last = time.perf_counter(), time.process_time()
 
     def stop(self, part: str) -> None:
         """Give the time since the last stop to a part."""
-        now = time.perf_counter()
-        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        now = time.perf_counter(), time.process_time()
+        for spent, before, after in zip(
+            (self.seconds, self.cpu_seconds), self._last, now, strict=True
+        ):
+            spent[part] = spent.get(part, 0.0) + after - before
         self._last = now

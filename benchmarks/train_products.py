@@ -13,6 +13,7 @@ from typing import Any
 import machine
 from gemm_rates import GemmRates
 
+from elmo_model.cross_entropy import chunk_rows
 from elmo_model.options import ElmoOptions
 
 ROWS, STEPS = 128, 20
@@ -43,9 +44,10 @@ class Products:
     ) -> None:
         """Set up operands; `num_words` distinct words are typical of a batch."""
         self._num_words = num_words
+        shapes = _shapes(options, num_words, 2 if arithmetic == "bfloat16" else 4)
         self._kinds = {
             name: _Kind(shape, count, per_word, GemmRates(arithmetic, shape, num_threads))
-            for name, (shape, count, per_word) in _shapes(options, num_words).items()
+            for name, (shape, count, per_word) in shapes.items()
         }
 
     def measure(self) -> None:
@@ -72,7 +74,7 @@ class Products:
 
 
 def _shapes(
-    options: ElmoOptions, num_words: int
+    options: ElmoOptions, num_words: int, element_size_bytes: int
 ) -> dict[str, tuple[tuple[int, int, int], float, float]]:
     """(M, K, N) of each product, how many a step makes, and how many more for each word."""
     lstm, char_cnn, training = options.lstm, options.char_cnn, options.training
@@ -100,7 +102,9 @@ def _shapes(
     negatives = training.n_negative_samples_batch
     words = negatives if training.sample_softmax else training.n_tokens_vocab
     assert words is not None
-    chunk = max(64, (1 << 22) // words)
+    # The sampled softmax takes one direction at a time, the full one both together.
+    predictions = total if training.sample_softmax else options.num_directions * total
+    chunk = predictions // -(-predictions // chunk_rows(words, element_size_bytes))
     chunks = options.num_directions * total / chunk
     found["logits"] = ((chunk, width, words), chunks, 0)
     found["logits back"] = ((chunk, words, width), chunks, 0)

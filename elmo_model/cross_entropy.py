@@ -6,7 +6,8 @@ the next chunk's logits. So the forward pass makes the gradients, and the backwa
 A prediction's target logit is made apart, and its own column is left out of the others: then the
 full softmax is the sampled one whose negatives are all words.
 
-Axes: N predictions, R of a chunk, P width, V words or negatives.
+The directions' predictions are one list: N predictions, R some of a chunk, P width, V words or
+negatives, S directions.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from elmo_model.kernels.products import product, product_dtype, slices, stored
+from elmo_model.kernels.softmax import Predictions, to_powers
 from elmo_model.kernels.workers import Workers, run_without_gradient, shared_workers
 
-# What stands for the logit of a negative that is the target itself, as in the reference.
-EXCLUDED_LOGIT = torch.finfo(torch.float32).min
-
-# Logits of one chunk: 4 M float32 are 16 MB. A product of fewer rows would mostly read weights.
-MAX_CHUNK_LOGITS = 1 << 22
+# Logits of one chunk. Each chunk reads and writes the words' gradient once, and a product of fewer
+# rows would mostly read weights.
+MAX_CHUNK_BYTES = 32 << 20
 _MIN_CHUNK_ROWS = 128
+_ROWS_MULTIPLE = 32
 _MAX_STORED_BYTES = 256 << 20
 
 
-# By its first row, what a part of a chunk leaves for the words' gradients.
-_Kept = dict[int, tuple[Tensor, Tensor, Tensor]]
+# By its number, what a part of a chunk leaves for the words' gradients: powers and scaled vectors.
+_Kept = dict[int, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,8 @@ class _SampledLoss(torch.autograd.Function):
             torch.zeros_like(offset_V),
         )
         with torch.autocast(hidden_NP.device.type, enabled=False):
-            loss_N, hidden, target = _losses(
-                hidden_NP, words, target_logit_N, column_N, 1 / len(hidden_NP)
-            )
+            share_N = torch.full_like(target_logit_N, 1 / len(hidden_NP))
+            loss_N, hidden, target = _losses(hidden_NP, words, target_logit_N, column_N, share_N)
         ctx.save_for_backward(hidden, words.weight_grad_VP, words.bias_grad_V, target)
         return loss_N.mean()
 
@@ -164,87 +164,113 @@ def _full_losses(
     words = _Words(
         weight_VP.to(dtype), bias_V, torch.zeros_like(weight_VP), torch.zeros_like(bias_V)
     )
-    losses, gradients = [], []
+    lengths = [len(ids) for ids in targets]
+    hidden_NP, targets_N = torch.cat(list(hidden)), torch.cat(list(targets))
     with torch.autocast(weight_VP.device.type, enabled=False):
-        for hidden_NP, targets_N, share in zip(hidden, targets, share_S.tolist(), strict=True):
-            target_NP = weight_VP[targets_N]
-            logit_N = (hidden_NP * target_NP).sum(1) + bias_V[targets_N]
-            loss_N, grad_NP, grad_N = _losses(
-                hidden_NP, words, logit_N, targets_N, share / len(hidden_NP)
-            )
-            grad_NP.addcmul_(target_NP, grad_N[:, None])
-            words.weight_grad_VP.index_add_(0, targets_N, hidden_NP * grad_N[:, None])
-            words.bias_grad_V.index_add_(0, targets_N, grad_N)
-            losses.append(loss_N.mean())
-            gradients.append(grad_NP)
-    return torch.stack(losses), [words.weight_grad_VP, words.bias_grad_V, *gradients]
+        share_N = torch.cat(
+            [
+                bias_V.new_full((length,), share / length)
+                for length, share in zip(lengths, share_S.tolist(), strict=True)
+            ]
+        )
+        target_NP = weight_VP[targets_N]
+        logit_N = (hidden_NP * target_NP).sum(1) + bias_V[targets_N]
+        loss_N, grad_NP, grad_N = _losses(hidden_NP, words, logit_N, targets_N, share_N)
+        grad_NP.addcmul_(target_NP, grad_N[:, None])
+        words.weight_grad_VP.index_add_(0, targets_N, hidden_NP * grad_N[:, None])
+        words.bias_grad_V.index_add_(0, targets_N, grad_N)
+    losses_S = torch.stack([loss.mean() for loss in torch.split_with_sizes(loss_N, lengths)])
+    gradients = torch.split_with_sizes(grad_NP, lengths)
+    return losses_S, [words.weight_grad_VP, words.bias_grad_V, *gradients]
+
+
+def chunk_rows(num_words: int, element_size_bytes: int) -> int:
+    """About how many predictions are made at a time, over so many words."""
+    return max(_MIN_CHUNK_ROWS, MAX_CHUNK_BYTES // (num_words * element_size_bytes))
 
 
 def _losses(
-    hidden_NP: Tensor, words: _Words, target_logit_N: Tensor, column_N: Tensor, share: float
+    hidden_NP: Tensor, words: _Words, target_logit_N: Tensor, column_N: Tensor, share_N: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (N,), and gradients of `share` times their sum: hidden and target logits."""
-    work = _Predictions(hidden_NP, words, target_logit_N, column_N, share)
+    """Losses (N,), and gradients of their sum weighted by `share_N`: hidden and target logits."""
     workers = shared_workers() if hidden_NP.device.type == "cpu" else Workers(1)
+    work = _Work(hidden_NP, words, target_logit_N, column_N, share_N, workers.num_threads)
     num_rows, num_words = len(hidden_NP), len(words.bias_V)
-    rows = max(_MIN_CHUNK_ROWS, MAX_CHUNK_LOGITS // num_words)
-    for start in range(0, num_rows, rows):
-        chunk = slices(min(rows, num_rows - start), workers.num_threads)
-        parts = [slice(start + part.start, start + part.stop) for part in chunk]
+    rows = chunk_rows(num_words, words.weight_VP.element_size())
+    for chunk in slices(num_rows, -(-num_rows // rows), multiple_of=_ROWS_MULTIPLE):
+        parts = slices(chunk.stop - chunk.start, workers.num_threads)
         kept: _Kept = {}  # of this chunk only
-        run_without_gradient(workers, [partial(work.predict, part, kept) for part in parts])
         run_without_gradient(
             workers,
             [
-                partial(work.add_to, some, [kept[part.start] for part in parts])
+                partial(
+                    work.predict,
+                    slice(chunk.start + part.start, chunk.start + part.stop),
+                    number,
+                    kept,
+                )
+                for number, part in enumerate(parts)
+            ],
+        )
+        run_without_gradient(
+            workers,
+            [
+                partial(work.add_to, some, [kept[number] for number in range(len(parts))])
                 for some in slices(num_words, workers.num_threads)
             ],
         )
+    words.bias_grad_V.add_(work.bias_grad_KV.sum(0))
     return work.loss_N, work.grad_NP, work.grad_N
 
 
-class _Predictions:
-    """What chunks of predictions read and fill; parts of a chunk may be made side by side."""
+class _Work:
+    """What chunks of predictions read and fill; K parts of a chunk may be made side by side."""
 
     def __init__(
-        self, hidden_NP: Tensor, words: _Words, target_N: Tensor, column_N: Tensor, share: float
+        self,
+        hidden_NP: Tensor,
+        words: _Words,
+        target_N: Tensor,
+        column_N: Tensor,
+        share_N: Tensor,
+        num_parts: int,
     ) -> None:
-        self.loss_N, self.grad_N = torch.empty_like(target_N), torch.empty_like(target_N)
+        self._target, self._column = target_N.contiguous(), column_N.contiguous()
+        self._hidden, self._words, self._share = hidden_NP, words, share_N
+        self.loss_N, self.grad_N, self._scale_N = (torch.empty_like(self._target) for _ in "lgs")
         self.grad_NP = torch.empty_like(hidden_NP)
-        self._hidden, self._target, self._column = hidden_NP, target_N, column_N
-        self._words, self._share = words, share
+        self.bias_grad_KV = words.bias_grad_V.new_zeros(num_parts, len(words.bias_grad_V))
         weight_VP = words.weight_VP
         # Weights are read by every chunk, but a second and a third copy of large ones is too much.
         is_stored = weight_VP.nbytes <= _MAX_STORED_BYTES
         self._logits = stored(weight_VP.t()) if is_stored else partial(_times, weight_VP.t())
         self._back = stored(weight_VP) if is_stored else partial(_times, weight_VP)
 
-    def predict(self, part: slice, kept: _Kept) -> None:
-        """Losses of some predictions, all gradients but the words, and what those are made of."""
-        hidden_RP, target_R, column_R = self._hidden[part], self._target[part], self._column[part]
+    def predict(self, some: slice, number: int, kept: _Kept) -> None:
+        """Losses of a part of a chunk, all gradients but the words', and what those are made of."""
+        hidden_RP, scale_R = self._hidden[some], self._scale_N[some]
         factors_RP = hidden_RP.to(self._words.weight_VP.dtype)
-        logits_RV = self._logits(factors_RP).to(self.loss_N.dtype)
-        logits_RV += self._words.bias_V
-        row_H = torch.nonzero(column_R >= 0).squeeze(1)
-        logits_RV.index_put_((row_H, column_R[row_H]), logits_RV.new_tensor(EXCLUDED_LOGIT))
-        largest_R = torch.maximum(logits_RV.amax(1), target_R)
-        powers_RV = logits_RV.sub_(largest_R[:, None]).exp_()
-        target_power_R = torch.exp(target_R - largest_R)
-        total_R = powers_RV.sum(1) + target_power_R
-        scale_R = self._share / total_R
-        self.loss_N[part] = total_R.log() + largest_R - target_R
-        self.grad_N[part] = target_power_R * scale_R - self._share
-        scaled_RP = (hidden_RP * scale_R[:, None]).to(factors_RP.dtype)
-        powers_RV = powers_RV.to(factors_RP.dtype)
-        self.grad_NP[part] = self._back(powers_RV) * scale_R[:, None]
-        kept[part.start] = (powers_RV, scaled_RP, scale_R.to(factors_RP.dtype))
+        powers_RV = self._logits(factors_RP)
+        to_powers(
+            powers_RV,
+            Predictions(
+                bias_V=self._words.bias_V,
+                column_R=self._column[some],
+                target_R=self._target[some],
+                share_R=self._share[some],
+                loss_R=self.loss_N[some],
+                grad_target_R=self.grad_N[some],
+                scale_R=scale_R,
+                grad_bias_V=self.bias_grad_KV[number],
+            ),
+        )
+        self.grad_NP[some] = self._back(powers_RV) * scale_R[:, None]
+        kept[number] = (powers_RV, (hidden_RP * scale_R[:, None]).to(factors_RP.dtype))
 
-    def add_to(self, some: slice, kept: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+    def add_to(self, some: slice, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Add a chunk's gradients of some words, part after part in their order."""
-        for powers_RV, scaled_RP, scale_R in kept:
-            powers_WR = powers_RV[:, some].t()
-            self._words.weight_grad_VP[some] += product(powers_WR, scaled_RP)
-            self._words.bias_grad_V[some] += powers_WR @ scale_R
+        for powers_RV, scaled_RP in kept:
+            self._words.weight_grad_VP[some] += product(powers_RV[:, some].t(), scaled_RP)
 
 
 def _times(right_KN: Tensor, left_MK: Tensor) -> Tensor:

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from elmo_model.cross_entropy import EXCLUDED_LOGIT, full_losses, sampled_loss
+from elmo_model.cross_entropy import full_losses, sampled_loss
 from elmo_model.kernels.selection import takes_reference
 from elmo_model.token_embedding import reset_output_weight
+
+# What stands for the logit of a negative that is the target itself.
+EXCLUDED_LOGIT = torch.finfo(torch.float32).min
 
 
 @dataclass(frozen=True)

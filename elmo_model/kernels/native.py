@@ -1,6 +1,6 @@
 """Build and load the C code, the fused cell and what trains it. Knows compilers and C types only.
 
-The code is two small files of plain C. They are compiled for this processor when they are first
+The code is three small files of plain C. They are compiled for this processor when they are first
 needed, which takes about a second, and kept in a cache; so an installed package needs no compiler,
 and one that is there is used. Calls release Python's lock.
 
@@ -25,7 +25,7 @@ from pathlib import Path
 COMPILER_VARIABLE = "ELMO_COMPILER"
 CACHE_VARIABLE = "ELMO_KERNEL_CACHE"
 _FOLDER = Path(__file__).parent
-_SOURCES = (_FOLDER / "cell.c", _FOLDER / "training.c")
+_SOURCES = tuple(_FOLDER / name for name in ("cell.c", "softmax.c", "training.c"))
 _HEADERS = (_FOLDER / "numbers.h",)
 # Not -ffast-math: a library made with it flushes small numbers to zero in all of the process that
 # loads it. These let loops become vector instructions and change nothing outside.
@@ -100,6 +100,24 @@ class Convolution(ctypes.Structure):
         ("place", ctypes.c_void_p),
         ("grad_weight", ctypes.c_void_p),
         ("grad_table", ctypes.c_void_p),
+    )
+
+
+class SoftmaxRows(ctypes.Structure):
+    """`struct softmax` of softmax.c: the pointwise part of some predictions."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("words", ctypes.c_int64),
+        ("logits", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("column", ctypes.c_void_p),
+        ("target", ctypes.c_void_p),
+        ("share", ctypes.c_void_p),
+        ("loss", ctypes.c_void_p),
+        ("grad_target", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("grad_bias", ctypes.c_void_p),
     )
 
 
@@ -200,6 +218,9 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
             function = getattr(library, f"elmo_training_{pass_}_{name}")
             function.argtypes = [ctypes.POINTER(TrainingStep)]
             function.restype = None
+        function = getattr(library, f"elmo_softmax_{name}")
+        function.argtypes = [ctypes.POINTER(SoftmaxRows)]
+        function.restype = None
         function = getattr(library, f"elmo_max_windows_{name}")
         function.argtypes = [size, size, size, pointer, size, pointer, pointer]
         function.restype = None

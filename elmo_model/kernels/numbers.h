@@ -40,12 +40,20 @@ INLINE uint16_t to_bfloat16(float value)
   return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-/* e^x to 2e-7 of its size for |x| < 40; beyond, that of the nearer end, so that no product of two
-   overflows. Not a number stays that: the comparisons are written for it.  */
-INLINE float exponential(float x)
+INLINE void store(void *values, int64_t place, float value, enum type type)
 {
-  x = x < -40.0f ? -40.0f : x;
-  x = x > 40.0f ? 40.0f : x;
+  if (type == BFLOAT16)
+    ((uint16_t *)values)[place] = to_bfloat16(value);
+  else
+    ((float *)values)[place] = value;
+}
+
+/* e^x to 2e-7 of its size for `least` <= x <= `most`, both within 87 of zero; beyond, that of the
+   nearer end. Not a number stays that: the comparisons are written for it.  */
+INLINE float exponential_within(float x, float least, float most)
+{
+  x = x < least ? least : x;
+  x = x > most ? most : x;
   float power = rintf(x * 1.44269504f);
   float rest = fmaf(power, -0.693145752f, x);
   rest = fmaf(power, -1.42860677e-6f, rest);
@@ -58,5 +66,8 @@ INLINE float exponential(float x)
   sum = fmaf(sum * rest, rest, rest) + 1.0f;
   return sum * from_bits((uint32_t)((int32_t)power + 127) << 23);
 }
+
+/* e^x between -40 and 40, so that no product of two overflows.  */
+INLINE float exponential(float x) { return exponential_within(x, -40.0f, 40.0f); }
 
 #endif

@@ -6,14 +6,6 @@
 
 #include "numbers.h"
 
-INLINE void store(void *values, int64_t place, float value, enum type type)
-{
-  if (type == BFLOAT16)
-    ((uint16_t *)values)[place] = to_bfloat16(value);
-  else
-    ((float *)values)[place] = value;
-}
-
 INLINE float within(float value, float clip)
 {
   value = value < -clip ? -clip : value;

@@ -113,7 +113,7 @@ def training_kernel(model: BiLM) -> str:
     where = "C" if native.library is not None else "torch"
     products = "oneDNN products" if can_pack(model.dtype) else "torch's products"
     return (
-        f"layers at once; {products}; cell and characters in {where} ({native.reason}); "
+        f"layers at once; {products}; cell, characters and softmax in {where} ({native.reason}); "
         f"{torch.get_num_threads()} threads"
     )
 
