@@ -66,7 +66,8 @@ def test_unreadable_rows_are_told_kept_and_do_not_stop_the_training(pretrain, to
     assert code == 0, status
     codes = status["result"]["rejected_by_code"]
     assert sum(codes.values()) == 4
-    assert f"4 of 304 rows were rejected: {'1 bad_json' if 'bad_json' in codes else ''}" in log
+    assert {"empty_text", "wrong_type", "bad_json"} <= codes.keys()
+    assert "4 of 304 rows were rejected: " in log
     assert f"empty_text: {source}, offset " in log
     (file,) = (tmp_path / "model.training/text").glob("*/rejected/*.parquet")
     assert str(file.parent) in log

@@ -1,6 +1,7 @@
 """Preparing a corpus for pretraining: what is held out, what is kept, and what is found again."""
 
 import json
+import pickle
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ from elmo_model.vocabulary import Vocabulary, count_words
 from pipeline.config import build
 from pipeline.errors import CorruptFileError, EmptySourceError, SourceError
 from pipeline.pretraining.config import PretrainConfig
-from pipeline.pretraining.prepare import local, prepare_text
+from pipeline.pretraining.prepare import GroupText, local, prepare_text
 from pipeline.pretraining.shards import read_unit
 from pipeline.pretraining.vocabulary import make_vocabulary
 from pipeline.records import REJECTED_SCHEMA
@@ -145,6 +146,19 @@ def test_the_order_is_that_of_the_corpus_whichever_task_ends_first(tmp_path):
 
     forward, backward = tmp_path / "forward", tmp_path / "backward"
     assert Corpus(folder, forward, 0.0).train == Corpus(folder, backward, 0.0, last_first).train
+
+
+def test_what_a_task_is_given_and_made_may_come_from_another_process(toy, tmp_path):
+    with toy.open("a") as file:
+        file.write("{\n")
+
+    def elsewhere(task, groups):
+        for group in groups:
+            found = pickle.loads(pickle.dumps(task))(pickle.loads(pickle.dumps(group)))
+            yield GroupText.from_json(found.to_json())
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert Corpus(toy, here).text == Corpus(toy, there, run_tasks=elsewhere).text
 
 
 def test_the_vocabulary_is_counted_without_the_held_out_text(toy, tmp_path):
