@@ -14,6 +14,8 @@ from pipeline.storage import Storage
 
 # Rows and steps of one batch, or less if there is little text.
 ROWS, STEPS = 32, 20
+# When the text ends, each row drops what is left of its sentence.
+SENTENCES_PER_ROW = 4
 # A sample is taken from so many units, so that it is of many documents and soon read.
 SAMPLED_UNITS = 16
 
@@ -60,7 +62,8 @@ class HeldOutText:
         """The text in batches for `perplexity`; what does not fill the last one is left out."""
         num_predictions = self._corpus.num_predictions
         steps = max(1, min(STEPS, num_predictions))
-        rows = max(1, min(ROWS, num_predictions // steps))
+        num_sentences = self._corpus.num_sentences
+        rows = max(1, min(ROWS, num_predictions // steps, num_sentences // SENTENCES_PER_ROW))
         yield from packed_batches(self._corpus.sequences(), self._table, rows, steps, bidirectional)
 
 
