@@ -40,7 +40,6 @@ ORPHAN_HOURS = 24
 
 _RECORD = re.compile(rf"{VERSIONS}/(\d{{8,}})\.json")
 _FILE = re.compile(rf"{DATA}/[0-9a-f]{{32}}\.[a-z]+")
-_OPEN_ATTEMPTS = 5
 
 T = TypeVar("T")
 
@@ -140,15 +139,22 @@ class IndexVersions:
 
         Args:
             read: opens the files of a version.
+
+        Raises:
+            MissingFileError: a file of the version that is still the current one is not there.
         """
-        for attempt in range(_OPEN_ATTEMPTS):
+        failed: int | None = None
+        while True:
+            numbers = self.numbers()
+            if not numbers:
+                return None
             try:
-                version = self.latest()
-                return None if version is None else read(version)
-            except MissingFileError:
-                if attempt == _OPEN_ATTEMPTS - 1:
+                return read(self.load(numbers[-1]))
+            # A local file is opened by Arrow after it was checked.
+            except (MissingFileError, FileNotFoundError):
+                if failed == numbers[-1]:
                     raise
-        raise AssertionError("unreachable")
+                failed = numbers[-1]
 
     @contextmanager
     def open_file(self, file: StoredFile) -> Iterator[pa.NativeFile]:

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 
@@ -20,6 +21,9 @@ from pipeline.snapshot.metadata import DataFile, Snapshot
 from pipeline.storage import Storage
 from tests.pipeline.snapshots import DIM, table_schema
 from tests.pipeline.snapshots import snapshot as new_snapshot
+
+# Threads that wait for one another in a loop cost more here than they save: the tables are tiny.
+faiss.omp_set_num_threads(1)
 
 # The tests' tables are small and change as a whole: drift is normal in most of them.
 ANY_QUALITY = {"max_moved_share": None, "min_recall": None}
