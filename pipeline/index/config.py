@@ -22,8 +22,11 @@ class SnapshotSection(Section):
 class TargetSection(Section):
     """Which index is fed, and where it is."""
 
-    kind: Literal["faiss"] = Field("faiss", description="the index to feed")
-    path: str = Field(description="faiss: directory of the index, a local path or a URL")
+    kind: Literal["faiss", "pgvector"] = Field("faiss", description="the index to feed")
+    path: str = Field(
+        description="faiss: directory of the index, a local path or a URL; pgvector: "
+        "postgresql://host/database#name, the name being elmo where there is none"
+    )
     keep_versions: int = Field(
         2,
         gt=0,
@@ -80,6 +83,25 @@ class FaissSection(Section):
     )
 
 
+class PgvectorSection(Section):
+    """What a pgvector index is made of; a change makes the next run build it anew."""
+
+    type: Literal["flat", "hnsw", "ivfflat"] = Field(
+        "hnsw", description="flat: no index, exact; hnsw: a graph; ivfflat: lists"
+    )
+    num_links: int = Field(16, gt=1, le=100, description="hnsw: links of a row (m)")
+    build_depth: int = Field(
+        64, ge=4, le=1000, description="hnsw: candidates when a row is added (ef_construction)"
+    )
+    search_depth: int = Field(
+        100, gt=0, le=1000, description="hnsw: candidates when a query is answered (ef_search)"
+    )
+    num_lists: int | None = Field(
+        None, gt=0, le=32768, description="ivfflat: lists; null is a thousandth of the rows"
+    )
+    num_probes: int = Field(32, gt=0, description="ivfflat: lists that a query looks at")
+
+
 class QualitySection(Section):
     """What an index must be like before it is published."""
 
@@ -116,4 +138,5 @@ class IndexConfig(Section):
     snapshot: SnapshotSection
     index: TargetSection
     faiss: FaissSection = FaissSection()
+    pgvector: PgvectorSection = PgvectorSection()
     quality: QualitySection = QualitySection()

@@ -27,7 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.hits import Hit
 from pipeline.index.config import FaissSection
-from pipeline.index.protocol import Feed, IndexState
+from pipeline.index.protocol import Feed, IndexState, check_base
 from pipeline.index.versions import IndexVersions, StoredFile, Version
 from pipeline.storage import Storage
 
@@ -150,13 +150,14 @@ class FaissFeeder:
         """Make the next version in memory.
 
         Raises:
-            RebuildNeededError: too many deleted rows in a graph, or too many for its lists; or the
-                index does not hold what the feed starts from.
+            CommitConflictError: the index does not hold what the feed starts from.
+            RebuildNeededError: too many deleted rows in a graph, or too many for its lists.
         """
         from pipeline.index.faiss_rows import FaissRows
 
         if feed.is_full:
             base = self.versions.latest()
+            check_base(feed, None if base is None else base.state, self.url)
             wanted = self.section.max_train_rows if self.section.type.startswith("ivf") else 0
             train_ND = feed.sample(wanted)
             rows = FaissRows.empty(
@@ -168,6 +169,7 @@ class FaissFeeder:
             if opened is None:
                 raise RebuildNeededError(f"{self.url}: the index is gone")
             base, rows = opened
+            check_base(feed, base.state, self.url)
             rows.settings = self.section
         yield FaissDraft(self, feed, base, rows)
 

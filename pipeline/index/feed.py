@@ -159,6 +159,7 @@ class SnapshotFeed:
         self,
         rows: SnapshotRows,
         settings: Mapping[str, Any],
+        base: IndexState | None,
         changes: Iterator[pa.Table] | None = None,
     ) -> None:
         """Feed a snapshot.
@@ -166,11 +167,13 @@ class SnapshotFeed:
         Args:
             rows: of the snapshot.
             settings: how the index is built.
+            base: what the index holds.
             changes: `read_changes` from what the index holds; None feeds everything.
         """
         self._rows = rows
         self._changes = changes
         self._norm_sum = 0.0
+        self.base = base
         self.is_full = changes is None
         self.schema = rows.schema
         self.num_rows_in = 0

@@ -13,7 +13,8 @@ from pipeline.index.config import IndexConfig
 from pipeline.index.protocol import IndexFeeder, IndexReader
 from pipeline.storage import open_storage
 
-_PACKAGES = {"faiss": "faiss"}
+_PACKAGES = {"faiss": ("faiss",), "pgvector": ("psycopg", "pgvector")}
+_POSTGRES = ("postgresql://", "postgres://")
 
 
 def open_feeder(config: IndexConfig) -> IndexFeeder:
@@ -37,13 +38,19 @@ def open_index(url: str) -> IndexReader:
         CorruptFileError: a file of it is damaged.
         StorageError: the store failed.
     """
-    from pipeline.index.faiss_index import open_faiss
+    reader: IndexReader | None
+    if url.startswith(_POSTGRES):
+        need_package("pgvector")
+        from pipeline.index.pgvector_index import open_pgvector
 
-    need_package("faiss")
-    storage = open_storage(url)
-    reader = open_faiss(storage)
+        reader = open_pgvector(url)
+    else:
+        need_package("faiss")
+        from pipeline.index.faiss_index import open_faiss
+
+        reader = open_faiss(open_storage(url))
     if reader is None:
-        raise ConfigError(f"{storage.url}: there is no index here; 'elmo index' makes one")
+        raise ConfigError(f"{url}: there is no index here; 'elmo index' makes one")
     return reader
 
 
@@ -54,7 +61,8 @@ def need_package(kind: str) -> None:
         ConfigError: it is not; names the extra.
     """
     try:
-        import_module(_PACKAGES[kind])
+        for package in _PACKAGES[kind]:
+            import_module(package)
     except ImportError as error:
         raise ConfigError(
             f"index.kind: {kind} needs a package that is not installed ({error}); install the "
@@ -68,4 +76,13 @@ def _faiss(config: IndexConfig) -> IndexFeeder:
     return FaissFeeder(open_storage(config.index.path), config.faiss, config.index.keep_versions)
 
 
-_FEEDERS: dict[str, Callable[[IndexConfig], IndexFeeder]] = {"faiss": _faiss}
+def _pgvector(config: IndexConfig) -> IndexFeeder:
+    from pipeline.index.pgvector_index import PgvectorFeeder
+
+    return PgvectorFeeder(config.index.path, config.pgvector)
+
+
+_FEEDERS: dict[str, Callable[[IndexConfig], IndexFeeder]] = {
+    "faiss": _faiss,
+    "pgvector": _pgvector,
+}

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, CorruptFileError
+from pipeline.errors import CommitConflictError, ConfigError, CorruptFileError
 from pipeline.hits import Hit
 
 FORMAT_VERSION = 1
@@ -110,6 +110,10 @@ class Feed(Protocol):
         """Whether the index starts empty."""
 
     @property
+    def base(self) -> IndexState | None:
+        """What the index must hold for this to be published; None where there is no index."""
+
+    @property
     def state(self) -> IndexState:
         """What the index will hold; the draft knows the number of rows better."""
 
@@ -179,8 +183,23 @@ class IndexFeeder(Protocol):
         """Make the next state; leaving the block without `publish` throws it away.
 
         Raises:
+            CommitConflictError: the index does not hold `feed.base`: somebody else published.
             RebuildNeededError: the index cannot take these changes; feed it everything.
         """
+
+
+def check_base(feed: Feed, found: IndexState | None, url: str) -> None:
+    """Make sure that an index holds what a feed starts from.
+
+    Raises:
+        CommitConflictError: somebody else published since that was read.
+    """
+    if feed.base != found:
+        held = "nothing" if found is None else f"snapshot {found.snapshot}"
+        raise CommitConflictError(
+            f"{url}: another feeder published meanwhile: the index now holds {held}. Nothing of it "
+            "was touched; run again"
+        )
 
 
 def check_where(where: Mapping[str, str | None], columns: Sequence[str], url: str) -> None:

@@ -153,13 +153,13 @@ def update_index(config: IndexConfig, feeder: IndexFeeder, plan: IndexPlan) -> I
     reason, settings = plan.reason, feeder.settings
     if plan.changes is not None:
         try:
-            feed = SnapshotFeed(plan.rows, settings, plan.changes)
+            feed = SnapshotFeed(plan.rows, settings, held, plan.changes)
             return _feed(config, feeder, plan, feed, reason)
         except (MissingChangesError, RebuildNeededError) as error:
             reason = str(error)
     level = logging.INFO if held is None else logging.WARNING
     log.log(level, "the index is built as a whole: %s", reason)
-    return _feed(config, feeder, plan, SnapshotFeed(plan.rows, settings), reason)
+    return _feed(config, feeder, plan, SnapshotFeed(plan.rows, settings, held), reason)
 
 
 def _feed(

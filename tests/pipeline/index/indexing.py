@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 import faiss
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from pipeline.config import OutputConfig, build
 from pipeline.data_files import DataFileWriter
@@ -22,6 +29,8 @@ from pipeline.storage import Storage
 from tests.pipeline.snapshots import DIM, table_schema
 from tests.pipeline.snapshots import snapshot as new_snapshot
 
+# pgserver looks for it, and warns.
+os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())
 # Threads that wait for one another in a loop cost more here than they save: the tables are tiny.
 faiss.omp_set_num_threads(1)
 
@@ -38,6 +47,24 @@ def config_of(store: SnapshotStore, url: str, **sections: Any) -> IndexConfig:
         **sections,
     }
     return build(IndexConfig, values, "test")
+
+
+@functools.cache
+def postgres_url() -> str:
+    """A database of a PostgreSQL server with pgvector, which ends with this process."""
+    pgserver = pytest.importorskip("pgserver")
+    # A socket's path has at most 107 characters.
+    directory = tempfile.mkdtemp(prefix="pg", dir="/tmp")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    server = pgserver.get_server(directory)
+    return f"postgresql:///postgres?user=postgres&host={quote(server.get_uri().split('host=')[1])}"
+
+
+def new_url(kind: str) -> str:
+    """Where an index of this kind, which is not there yet, can be kept."""
+    if kind == "pgvector":
+        return f"{postgres_url()}#t_{uuid.uuid4().hex[:16]}"
+    return f"memory://{uuid.uuid4().hex}"
 
 
 def feed(store: SnapshotStore, url: str, *, rebuild: bool = False, **sections: Any) -> IndexReport:

@@ -19,20 +19,30 @@ from hypothesis import strategies as st
 from pipeline.errors import CommitConflictError, CompatibilityError, ConfigError
 from pipeline.index.feed import SnapshotFeed, SnapshotRows
 from pipeline.index.kinds import open_feeder, open_index
-from pipeline.index.update import plan_update
+from pipeline.index.update import plan_update, update_index
 from pipeline.snapshot.changes import read_changes
 from pipeline.snapshot.commit import SnapshotStore, manifest_path
 from pipeline.snapshot.compact import compact
 from pipeline.storage import open_storage
 from tests.pipeline.histories import Document, Night
-from tests.pipeline.index.indexing import commit, config_of, feed, found, ids_in, write_vectors
+from tests.pipeline.index.indexing import (
+    commit,
+    config_of,
+    feed,
+    found,
+    ids_in,
+    new_url,
+    write_vectors,
+)
 from tests.pipeline.snapshots import DIM
 
 QUERIES = np.random.default_rng(1).standard_normal((4, DIM))
 # Stored as float16: scores of the same vectors are the same, those of float32 rounding apart.
 SCORE_TOLERANCE = 1e-6
 
-FAISS_TYPES = ["flat", "hnsw", "ivf", "ivf_pq"]
+KINDS = ["flat", "hnsw", "ivf", "ivf_pq", "pgvector"]
+# What does not depend on how vectors are stored.
+ONE_OF_EACH = ["flat", "pgvector"]
 
 
 def memory_store() -> SnapshotStore:
@@ -50,34 +60,36 @@ def store() -> SnapshotStore:
 
 def sections_of(kind: str) -> dict:
     """Looks at all lists, so that the answers of two trainings are the same."""
+    if kind == "pgvector":
+        return {"index": {"kind": kind}, "pgvector": {"search_depth": 1000}}
     return {"faiss": {"type": kind, "max_dead_share": 0.9, "num_probes": 1000}}
 
 
-@pytest.mark.parametrize("kind", FAISS_TYPES)
-def test_only_what_changed_is_fed_and_a_second_time_nothing(store, memory_url, kind):
-    options = sections_of(kind)
-    first = feed(store, memory_url, snapshot={"number": 1}, **options)
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_changed_is_fed_and_a_second_time_nothing(store, kind):
+    options, url = sections_of(kind), new_url(kind)
+    first = feed(store, url, snapshot={"number": 1}, **options)
     assert (first.action, first.num_rows_in, first.is_published) == ("full", 3, True)
-    second = feed(store, memory_url, **options)
+    second = feed(store, url, **options)
     assert (second.action, second.held, second.snapshot) == ("delta", 1, 2)
     assert (second.num_documents_named, second.num_rows_in) == (3, 2)
-    assert ids_in(memory_url) == {"a", "b", "d"}
-    again = feed(store, memory_url, **options)
+    assert ids_in(url) == {"a", "b", "d"}
+    again = feed(store, url, **options)
     assert (again.action, again.is_published) == ("none", False)
-    assert open_index(memory_url).state.snapshot == 2
+    assert open_index(url).state.snapshot == 2
 
 
-@pytest.mark.parametrize("kind", FAISS_TYPES)
-def test_a_change_that_is_applied_twice_changes_nothing(store, memory_url, kind):
-    options = sections_of(kind)
-    feed(store, memory_url, **options)
-    before = [found(open_index(memory_url), query, 3) for query in QUERIES]
-    feeder = open_feeder(config_of(store, memory_url, **options))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_change_that_is_applied_twice_changes_nothing(store, kind):
+    options, url = sections_of(kind), new_url(kind)
+    feed(store, url, **options)
+    before = [found(open_index(url), query, 3) for query in QUERIES]
+    feeder = open_feeder(config_of(store, url, **options))
     rows = SnapshotRows(store.storage, store.load(2), None)
-    repeated = SnapshotFeed(rows, feeder.settings, read_changes(store, 1, 2))
+    repeated = SnapshotFeed(rows, feeder.settings, feeder.read_state(), read_changes(store, 1, 2))
     with feeder.draft(repeated) as draft:
         draft.publish()
-    assert [found(open_index(memory_url), query, 3) for query in QUERIES] == before
+    assert [found(open_index(url), query, 3) for query in QUERIES] == before
 
 
 IDS = st.sampled_from([f"doc-{number}" for number in range(30)])
@@ -100,11 +112,11 @@ STEPS = st.one_of(
 @settings(max_examples=20)
 @given(
     steps=st.lists(STEPS, min_size=1, max_size=8),
-    kind=st.sampled_from(FAISS_TYPES),
+    kind=st.sampled_from(KINDS),
 )
 def test_after_any_history_the_fed_index_is_the_one_that_is_built_from_scratch(steps, kind):
     store, options = memory_store(), {**sections_of(kind), "quality": {"sample": 0}}
-    url = f"memory://{uuid.uuid4().hex}"
+    url = new_url(kind)
     Night({f"doc-{i}": Document("zero") for i in range(20)}, documents_per_file=9).commit(store)
     feed(store, url, **options)
     for step in (*steps, ("feed",)):
@@ -114,7 +126,7 @@ def test_after_any_history_the_fed_index_is_the_one_that_is_built_from_scratch(s
             compact(store, below_bytes=1 << 20)
         else:
             feed(store, url, **options)
-    scratch_url = f"memory://{uuid.uuid4().hex}"
+    scratch_url = new_url(kind)
     feed(store, scratch_url, **options)
     fed, scratch = open_index(url), open_index(scratch_url)
     assert fed.state == scratch.state
@@ -125,9 +137,11 @@ def test_after_any_history_the_fed_index_is_the_one_that_is_built_from_scratch(s
             assert one == pytest.approx(other, abs=SCORE_TOLERANCE)
 
 
-def test_rows_of_a_partition_can_be_asked_for(store, memory_url):
-    feed(store, memory_url)
-    reader = open_index(memory_url)
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_rows_of_a_partition_can_be_asked_for(store, kind):
+    url = new_url(kind)
+    feed(store, url, **sections_of(kind))
+    reader = open_index(url)
     assert set(found(reader, QUERIES[0], 5, lang="de")) == {"b"}
     assert set(found(reader, QUERIES[0], 5, lang="en")) == {"a", "d"}
     assert found(reader, QUERIES[0], 5, lang="fr") == {}
@@ -136,15 +150,16 @@ def test_rows_of_a_partition_can_be_asked_for(store, memory_url):
         found(reader, QUERIES[0], 5, day="monday")
 
 
-def test_a_null_partition_can_be_asked_for(memory_url):
-    store = memory_store()
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_a_null_partition_can_be_asked_for(kind):
+    store, url = memory_store(), new_url(kind)
     files = [
         write_vectors(store.storage, ["a"], np.ones((1, DIM)), None),
         write_vectors(store.storage, ["b"], np.ones((1, DIM)), "en"),
     ]
     commit(store, files)
-    feed(store, memory_url)
-    assert set(found(open_index(memory_url), QUERIES[0], 5, lang=None)) == {"a"}
+    feed(store, url, **sections_of(kind))
+    assert set(found(open_index(url), QUERIES[0], 5, lang=None)) == {"a"}
 
 
 def test_a_gap_in_the_feed_leads_to_a_full_build_and_is_said(store, memory_url):
@@ -196,41 +211,78 @@ def test_an_older_snapshot_than_the_index_holds_needs_a_rebuild(store, memory_ur
     assert ids_in(memory_url) == {"a", "b", "c"}
 
 
-def test_an_empty_snapshot_gives_an_empty_index_that_can_be_fed(memory_url):
-    store = memory_store()
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_an_empty_snapshot_gives_an_empty_index_that_can_be_fed(kind):
+    store, url, options = memory_store(), new_url(kind), sections_of(kind)
     commit(store, [])
-    feed(store, memory_url)
-    assert ids_in(memory_url) == set()
+    feed(store, url, **options)
+    assert ids_in(url) == set()
     Night({"a": Document("one")}).commit(store)
-    assert feed(store, memory_url).is_published
-    assert ids_in(memory_url) == {"a"}
+    report = feed(store, url, **options)
+    assert report.is_published
+    assert ids_in(url) == {"a"}
 
 
-def test_of_two_feeders_at_once_one_publishes_and_the_other_is_told(store, memory_url):
-    feed(store, memory_url, snapshot={"number": 1})
-    config = config_of(store, memory_url)
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_vectors_of_another_encoder_take_the_place_of_the_old_ones(store, kind):
+    url, options = new_url(kind), sections_of(kind)
+    feed(store, url, **options)
+    Night(fingerprint="e" * 64).commit(store)
+    assert feed(store, url, rebuild=True, **options).is_published
+    assert open_index(url).state.fingerprint == "e" * 64
+    assert ids_in(url) == {"a", "b", "d"}
+
+
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_of_two_feeders_at_once_one_publishes_and_the_other_is_told(store, kind):
+    url, options = new_url(kind), sections_of(kind)
+    feed(store, url, snapshot={"number": 1}, **options)
+    config = config_of(store, url, **options)
     feeder = open_feeder(config)
     feeds = []
     for _ in range(2):
         plan = plan_update(config, feeder, rebuild=False)
-        feeds.append(SnapshotFeed(plan.rows, feeder.settings, plan.changes))
-    with feeder.draft(feeds[0]) as first, feeder.draft(feeds[1]) as second:
-        first.publish()
-        paths = {info.path for info in open_storage(memory_url).list_files()}
-        with pytest.raises(CommitConflictError, match="another feeder published version 2"):
+        feeds.append(SnapshotFeed(plan.rows, feeder.settings, plan.held, plan.changes))
+
+    def publish_second() -> None:
+        with feeder.draft(feeds[1]) as second:
+            first.publish()
             second.publish()
-    assert {info.path for info in open_storage(memory_url).list_files()} == paths
-    assert ids_in(memory_url) == {"a", "b", "d"}
+
+    with feeder.draft(feeds[0]) as first:
+        with pytest.raises(CommitConflictError, match="another feeder"):
+            publish_second()
+        if open_index(url).state.snapshot == 1:  # The second was told before it began.
+            first.publish()
+    assert open_index(url).state.snapshot == 2
+    assert ids_in(url) == {"a", "b", "d"}
 
 
-def test_a_draft_that_is_not_published_leaves_the_index_as_it_was(store, memory_url):
-    feed(store, memory_url, snapshot={"number": 1})
-    config = config_of(store, memory_url)
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_a_plan_that_another_feeder_overtook_is_not_carried_out(store, kind):
+    url, options = new_url(kind), sections_of(kind)
+    feed(store, url, snapshot={"number": 1}, **options)
+    config = config_of(store, url, **options)
     feeder = open_feeder(config)
     plan = plan_update(config, feeder, rebuild=False)
-    with feeder.draft(SnapshotFeed(plan.rows, feeder.settings, plan.changes)) as draft:
+    Night({"e": Document("one")}).commit(store)
+    feed(store, url, **options)
+    with pytest.raises(CommitConflictError, match="now holds snapshot 3"):
+        update_index(config, feeder, plan)
+    assert ids_in(url) == {"a", "b", "d", "e"}
+
+
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_a_draft_that_is_not_published_leaves_the_index_as_it_was(store, kind):
+    url, options = new_url(kind), sections_of(kind)
+    feed(store, url, snapshot={"number": 1}, **options)
+    config = config_of(store, url, **options)
+    feeder = open_feeder(config)
+    plan = plan_update(config, feeder, rebuild=False)
+    fed = SnapshotFeed(plan.rows, feeder.settings, plan.held, plan.changes)
+    with feeder.draft(fed) as draft:
         assert set(found(draft.reader(), QUERIES[0], 9)) == {"a", "b", "d"}
-    assert ids_in(memory_url) == {"a", "b", "c"}
+    assert ids_in(url) == {"a", "b", "c"}
 
 
 NIGHT_ROWS = 40
@@ -251,11 +303,12 @@ def check_whole(url: str) -> int:
     return reader.state.snapshot
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw"])
-def test_readers_see_the_old_or_the_new_index_and_never_a_half(local_url, tmp_path, kind):
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+def test_readers_see_the_old_or_the_new_index_and_never_a_half(local_url, kind):
     store = SnapshotStore(open_storage(local_url))
-    options = {"faiss": {"type": kind}, "index": {"keep_versions": 1}}
-    url = str(tmp_path / "index")
+    options = sections_of(kind)
+    options["index"] = {**options.get("index", {}), "keep_versions": 1}
+    url = new_url(kind)
     turnover(store, 1)
     feed(store, url, **options)
     seen: list[int] = []
@@ -272,9 +325,10 @@ def test_readers_see_the_old_or_the_new_index_and_never_a_half(local_url, tmp_pa
     readers = [threading.Thread(target=read) for _ in range(2)]
     for reader in readers:
         reader.start()
+    # As a whole and by what changed in turns.
     for night in range(2, 9):
         turnover(store, night)
-        feed(store, url, **options)
+        feed(store, url, rebuild=bool(night % 2), **options)
     is_done.set()
     for reader in readers:
         reader.join()
