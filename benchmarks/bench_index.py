@@ -268,8 +268,9 @@ def main() -> None:
         result["read_whole"] = timed(lambda: read_whole(corpus.paths(1)))
         for kind in arguments.types:
             result[kind] = measure_faiss(corpus, folder, kind, arguments.repeats)
-            print(kind, result[kind], file=sys.stderr)
-    machine.save(arguments.result, result)
+            machine.save(
+                arguments.result, result
+            )  # What is done is kept if the rest takes too long.
 
 
 if __name__ == "__main__":

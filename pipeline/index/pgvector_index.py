@@ -47,6 +47,8 @@ KIND = "pgvector"
 DEFAULT_NAME = "elmo"
 STATE_TABLE = "elmo_indexes"
 SECTION = "pgvector"
+# Of pgvector's indexes on the type vector.
+MAX_INDEXED_DIM = 2000
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,29}")
 _BUILT_WITH = ("type", "num_links", "build_depth", "num_lists")
 # Readers that are at work keep the last but one table from going; a later run removes it.
@@ -124,6 +126,11 @@ class PgvectorDraft:
         found = feeder.locked_state(connection)
         check_base(feed, None if found is None else found.state, feeder.url)
         self._is_full = feed.is_full
+        if feeder.section.type != "flat" and feed.state.dim > MAX_INDEXED_DIM:
+            raise ConfigError(
+                f"pgvector.type: pgvector indexes vectors of up to {MAX_INDEXED_DIM} elements, "
+                f"found {feed.state.dim}; take flat"
+            )
         if feed.is_full:
             self._table = f"{feeder.name}_{uuid.uuid4().hex}"
             _create_table(connection, self._table, feed.schema)
