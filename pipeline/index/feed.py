@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.data_files import vector_columns
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, CorruptFileError, MissingFileError
+from pipeline.extension_types import said_by
 from pipeline.hits import EXCERPT_CHARACTERS, around, matrix_of, shorten, unit
 from pipeline.index.protocol import EXCERPT, VECTOR, IndexState
 from pipeline.snapshot.metadata import DataFile, Snapshot
@@ -74,6 +75,10 @@ class SnapshotRows:
             files: those to read.
             columns: of the snapshot.
             ids: only rows of these documents; None for all.
+
+        Raises:
+            CorruptFileError: a file cannot be decoded.
+            MissingFileError: a file is gone.
         """
         dataset = snapshot_dataset(self._storage, replace(self.snapshot, files=tuple(files)))
         wanted = None if ids is None else pc.field("id").isin(ids)
@@ -85,7 +90,18 @@ class SnapshotRows:
             batch_readahead=2,
             fragment_readahead=1,
         )
-        return (batch for batch in batches if batch.num_rows)
+        try:
+            yield from (batch for batch in batches if batch.num_rows)
+        except FileNotFoundError as error:
+            raise MissingFileError(
+                f"{self._storage.url}: a data file of snapshot {self.snapshot.number} is gone: "
+                f"{error}"
+            ) from error
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptFileError(
+                f"{self._storage.url}: a data file of snapshot {self.snapshot.number} cannot be "
+                f"decoded: {said_by(error)}; 'elmo verify' names it"
+            ) from error
 
     def vectors_of(self, id_: str) -> NDArray[np.float32]:
         """Vectors (N, D) of a document's rows as stored; none where it is not there."""

@@ -99,11 +99,12 @@ class PgvectorReader:
             sql.SQL(" and ").join(conditions),
         )
         values = list((where or {}).values())
-        self._look_at(num_hits, is_exact=bool(where))
         hits = []
-        for query_D in unit(queries_QD.astype(np.float32)):
-            found = self._connection.execute(statement, [query_D, *values, num_hits]).fetchall()
-            hits.append([_hit(row, -distance) for row, distance in found])
+        with _reporting(self._table):
+            self._look_at(num_hits, is_exact=bool(where))
+            for query_D in unit(queries_QD.astype(np.float32)):
+                answer = self._connection.execute(statement, [query_D, *values, num_hits])
+                hits.append([_hit(row, -distance) for row, distance in answer.fetchall()])
         return hits
 
     def _look_at(self, num_hits: int, *, is_exact: bool) -> None:

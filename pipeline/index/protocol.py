@@ -4,7 +4,7 @@ An index holds the rows of one snapshot. A feeder makes a draft of its next stat
 one; a draft can be searched, and nobody else sees it before it is published.
 
 Rows come as record batches of one schema: `id`, the columns of the snapshot's level, its partition
-columns, `excerpt` where the snapshot carries the text, and `vector`, of length 1, float32.
+columns, `_excerpt` where the snapshot carries the text, and `vector`, of length 1, float32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pipeline.errors import CommitConflictError, ConfigError, CorruptFileError
 from pipeline.hits import Hit
 
 FORMAT_VERSION = 1
-VECTOR, EXCERPT = "vector", "excerpt"
+# Names that begin so are no columns of a snapshot.
+VECTOR, EXCERPT = "vector", "_excerpt"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import CommitConflictError, CompatibilityError, ConfigError
+from pipeline.errors import (
+    CommitConflictError,
+    CompatibilityError,
+    ConfigError,
+    CorruptFileError,
+    MissingFileError,
+)
 from pipeline.index.feed import SnapshotFeed, SnapshotRows
 from pipeline.index.kinds import open_feeder, open_index
 from pipeline.index.update import plan_update, update_index
@@ -148,6 +154,21 @@ def test_rows_of_a_partition_can_be_asked_for(store, kind):
     assert reader.search(QUERIES[:1], 1, {"lang": "de"})[0][0].columns == {"lang": "de"}
     with pytest.raises(ConfigError, match="no column 'day'; found: id, lang"):
         found(reader, QUERIES[0], 5, day="monday")
+
+
+def test_a_damaged_or_missing_file_of_the_snapshot_is_said(tmp_path, memory_url):
+    store = SnapshotStore(open_storage(str(tmp_path)))
+    Night({"a": Document("one")}).commit(store)
+    (file,) = store.load(1).files
+    path = tmp_path / file.path
+    content = path.read_bytes()
+    path.write_bytes(content[:40] + bytes(len(content) - 40))
+    with pytest.raises(CorruptFileError, match="'elmo verify' names it"):
+        feed(store, memory_url)
+    path.unlink()
+    with pytest.raises(MissingFileError, match="a data file of snapshot 1 is gone"):
+        feed(store, memory_url)
+    assert not open_storage(memory_url).list_files()
 
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH)

@@ -59,7 +59,7 @@ def test_other_programs_ask_the_view_as_the_page_says(store):
     (code,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
     query = unit(np.arange(1.0, DIM + 1))
     # This snapshot carries no text, and its partition column has another name.
-    code = code.replace("documents", name).replace("language", "lang").replace("excerpt, ", "")
+    code = code.replace("documents", name).replace("language", "lang").replace("_excerpt, ", "")
     with psycopg.connect(postgres_url()) as connection:
         register_vector(connection)
         cursor = psycopg.ClientCursor(connection)
