@@ -2,7 +2,8 @@
 
 PipelineError                  exit 1
 ├── ConfigError                exit 2   the user changes the configuration or the command line
-│   └── UnsafeStoreError       exit 2   the store lets a second create win: another store is needed
+│   ├── UnsafeStoreError       exit 2   the store lets a second create win: another store is needed
+│   └── CompatibilityError     exit 2   vectors of another encoder: build the index anew
 ├── SourceError                exit 3   the input cannot be read: the user mends or excludes it
 │   ├── EmptySourceError       exit 3   there is no input at all: broken upstream, or a wrong path
 │   └── TooManyRejectsError    exit 3   more rows were rejected than the configuration allows
@@ -14,7 +15,8 @@ PipelineError                  exit 1
 ├── CommitUnknownError         exit 6   the commit's outcome is unknown: look before acting
 ├── CorruptFileError           exit 7   stored bytes differ from what the manifest promises: rebuild
 ├── ClusterError               exit 8   the cluster cannot hold the plan: more nodes or fewer actors
-└── MissingChangesError        exit 9   the change feed has a gap: read the whole snapshot instead
+├── MissingChangesError        exit 9   the change feed has a gap: read the whole snapshot instead
+└── RebuildNeededError         exit 1   a search index cannot take these changes: feed it everything
 
 A message says where, what was expected, what was found and what to do.
 """
@@ -34,6 +36,10 @@ class ConfigError(PipelineError):
 
 class UnsafeStoreError(ConfigError):
     """The object store does not honour put-if-absent, so commits there could be lost."""
+
+
+class CompatibilityError(ConfigError):
+    """Vectors of different encoders would meet, and cannot be compared."""
 
 
 class SourceError(PipelineError):
@@ -96,3 +102,7 @@ class MissingChangesError(PipelineError):
     """The change feed between two snapshots is gone; read the newer one as a whole."""
 
     exit_code = 9
+
+
+class RebuildNeededError(PipelineError):
+    """A search index cannot take these changes as it is; feed it a whole snapshot."""

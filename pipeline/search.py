@@ -23,13 +23,13 @@ from pipeline.config import EmbedConfig, VectorConfig, build
 from pipeline.elmo_vectors import ElmoVectors
 from pipeline.embed import token_window
 from pipeline.errors import ConfigError
+from pipeline.hits import Hit, around, matrix_of, shorten, unit
 from pipeline.model import layer_choice, open_model
 from pipeline.records import OFFSET_COLUMN, SOURCE_COLUMN
 from pipeline.snapshot.metadata import Snapshot
 from pipeline.text import tokenise
 
 BATCH_ROWS = 8192
-EXCERPT_CHARACTERS = 100
 # Documents with the word that are embedded on the fly to find its uses.
 MAX_WORD_DOCUMENTS = 400
 # Whitening estimates D variances from the rows, and needs this many rows for each.
@@ -37,16 +37,6 @@ ROWS_PER_DIMENSION = 2
 WHITENING_FLOOR = 1e-2
 
 Space = Literal["white", "centered", "plain"]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One row found: cosine similarity, id, the other columns, and a piece of its text if kept."""
-
-    score: float
-    id: str
-    columns: dict[str, Any]
-    excerpt: str
 
 
 class SnapshotEncoder:
@@ -138,12 +128,12 @@ def nearest(
     Returns: hits in falling order of score, one list a query.
     """
     projection = _Projection.fit(dataset, vector_column, row_filter, space)
-    queries_QD = _unit(projection.apply(queries_QD.astype(np.float32)))
+    queries_QD = unit(projection.apply(queries_QD.astype(np.float32)))
     hits: list[list[Hit]] = [[] for _ in queries_QD]
     for batch in dataset.to_batches(filter=row_filter, batch_size=BATCH_ROWS):
         if not batch.num_rows:
             continue
-        scores_QN = queries_QD @ _unit(projection.apply(_matrix(batch[vector_column]))).T
+        scores_QN = queries_QD @ unit(projection.apply(matrix_of(batch[vector_column]))).T
         for query, scores_N in enumerate(scores_QN):
             for row in np.argsort(-scores_N, kind="stable")[:num_hits].tolist():
                 hits[query].append(_hit(batch, row, float(scores_N[row]), vector_column))
@@ -190,7 +180,7 @@ def word_uses(
             raise ConfigError(f"the sentence {context!r} has no token {word!r}")
         queries.append(context_vectors[0])
     mean_D = vectors.mean(axis=0)
-    scores_QN = _unit(np.stack(queries) - mean_D) @ _unit(vectors - mean_D).T
+    scores_QN = unit(np.stack(queries) - mean_D) @ unit(vectors - mean_D).T
     hits = []
     for scores_N in scores_QN:
         order = np.argsort(-scores_N, kind="stable")
@@ -198,7 +188,7 @@ def word_uses(
         for use in order.tolist():
             number, start, end = corpus[use]
             name, text = documents[number]
-            excerpt = _around(text, start, end)
+            excerpt = around(text, start, end)
             # The same sentence is often inherited by several documents; once is enough.
             best.setdefault(excerpt, Hit(float(scores_N[use]), name, {}, excerpt))
             if len(best) == num_hits:
@@ -258,7 +248,7 @@ class _Projection:
         count, total_D, products_DD = 0, np.zeros(dim), np.zeros((dim, dim))
         batches = dataset.to_batches(columns=[vector_column], filter=row_filter)
         for batch in () if space == "plain" else batches:
-            rows_ND = _matrix(batch[vector_column])
+            rows_ND = matrix_of(batch[vector_column])
             count += len(rows_ND)
             total_D += rows_ND.sum(axis=0, dtype=np.float64)
             if space == "white":
@@ -277,18 +267,6 @@ class _Projection:
         return centered_ND if self.scale_DD is None else centered_ND @ self.scale_DD
 
 
-def _matrix(column: pa.FixedSizeListArray) -> NDArray[np.float32]:
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    matrix: NDArray[np.float32] = flat.reshape(len(column), -1).astype(np.float32)
-    return matrix
-
-
-def _unit(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    result: NDArray[np.floating] = vectors / np.maximum(norms, 1e-12)
-    return result
-
-
 def _hit(batch: pa.RecordBatch, row: int, score: float, vector_column: str) -> Hit:
     columns = {
         name: batch[name][row].as_py()
@@ -297,20 +275,7 @@ def _hit(batch: pa.RecordBatch, row: int, score: float, vector_column: str) -> H
     }
     text = columns.pop("text", None) or ""
     if "start" in columns:
-        excerpt = _around(text, columns["start"], columns["end"])
+        excerpt = around(text, columns["start"], columns["end"])
     else:
-        excerpt = _shorten(text)
+        excerpt = shorten(text)
     return Hit(score, batch["id"][row].as_py(), columns, excerpt)
-
-
-def _shorten(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= EXCERPT_CHARACTERS else flat[: EXCERPT_CHARACTERS - 3] + "..."
-
-
-def _around(text: str, start: int, end: int) -> str:
-    """The passage from `start` to `end` in the middle of about EXCERPT_CHARACTERS characters."""
-    margin = max(0, (EXCERPT_CHARACTERS - (end - start)) // 2)
-    first, last = max(0, start - margin), min(len(text), end + margin)
-    piece = " ".join(text[first:last].split())
-    return ("..." if first else "") + piece + ("..." if last < len(text) else "")

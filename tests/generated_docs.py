@@ -19,6 +19,7 @@ from jobs.__main__ import find_jobs
 from jobs.command import build_parser, exit_codes
 from pipeline.config import EmbedConfig, SourceConfig
 from pipeline.export_config import ExportConfig
+from pipeline.index.config import IndexConfig
 from pipeline.perplexity_config import PerplexityConfig
 from pipeline.pretraining.config import PretrainConfig
 from pipeline.vocabulary_config import VocabularyConfig
@@ -39,6 +40,7 @@ def generated_blocks() -> dict[str, Callable[[], str]]:
         "keys vocabulary": lambda: keys_table(VocabularyConfig, without=("source", "text")),
         "keys perplexity": lambda: keys_table(PerplexityConfig, without=("source", "text")),
         "keys export": lambda: keys_table(ExportConfig),
+        "keys index": lambda: keys_table(IndexConfig),
     }
     for name in find_jobs():
         blocks[f"job {name}"] = lambda name=name: job_section(name)

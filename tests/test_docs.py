@@ -13,6 +13,7 @@ from jobs.__main__ import find_jobs
 from jobs.command import build_parser, exit_codes
 from pipeline.config import EmbedConfig, build, known_keys
 from pipeline.export_config import ExportConfig
+from pipeline.index.config import IndexConfig
 from pipeline.perplexity_config import PerplexityConfig
 from pipeline.pretraining.config import PretrainConfig
 from pipeline.sources.reasons import Reason
@@ -60,7 +61,8 @@ def test_every_job_flag_and_exit_code_is_in_the_page_of_jobs():
 
 
 @pytest.mark.parametrize(
-    "model", [EmbedConfig, PretrainConfig, VocabularyConfig, PerplexityConfig, ExportConfig]
+    "model",
+    [EmbedConfig, PretrainConfig, VocabularyConfig, PerplexityConfig, ExportConfig, IndexConfig],
 )
 def test_every_key_is_described_in_the_page_of_configuration(model):
     page = text_of("docs/CONFIGURATION.md")

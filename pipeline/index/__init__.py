@@ -1,0 +1,1 @@
+"""Search indexes that are fed from snapshots, one file each."""

@@ -1,0 +1,142 @@
+"""The configuration of `jobs.index` as one frozen tree. Knows no files and no index's package."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config import Section
+
+
+class SnapshotSection(Section):
+    """What is indexed."""
+
+    path: str = Field(description="URL of the snapshot directory (output.path of elmo embed)")
+    number: int | None = Field(None, gt=0, description="which snapshot; null is the latest")
+    vector_column: str | None = Field(
+        None, description="which of several vector columns; null is the last one: the top layer"
+    )
+
+
+class TargetSection(Section):
+    """Which index is fed, and where it is."""
+
+    kind: Literal["faiss", "pgvector"] = Field("faiss", description="the index to feed")
+    path: str = Field(
+        description="faiss: directory of the index, a local path or a URL; pgvector: "
+        "postgresql://host/database#name, the name being elmo where there is none"
+    )
+    keep_versions: int = Field(
+        2,
+        gt=0,
+        description="faiss: published versions that stay, so that who has opened one can read on",
+    )
+
+
+class FaissSection(Section):
+    """What a FAISS index is made of; a change makes the next run build it anew."""
+
+    type: Literal["flat", "hnsw", "ivf", "ivf_pq"] = Field(
+        "flat",
+        description="flat: looks at every row, exact; hnsw: a graph, fast and large; ivf: the "
+        "lists nearest to the query; ivf_pq: the same with rows of few bytes",
+    )
+    dtype: Literal["float16", "float32"] = Field(
+        "float16", description="stored element type; ivf_pq stores codes instead"
+    )
+    num_links: int = Field(32, gt=1, le=128, description="hnsw: links of a row")
+    build_depth: int = Field(
+        80, gt=0, description="hnsw: candidates that are looked at when a row is added"
+    )
+    search_depth: int = Field(
+        128, gt=0, description="hnsw: candidates that are looked at when a query is answered"
+    )
+    num_lists: int | None = Field(
+        None,
+        gt=0,
+        description="ivf, ivf_pq: lists; null is 4 x the root of the number of rows, and no more "
+        "than a 40th of the rows that it is trained on",
+    )
+    num_probes: int = Field(32, gt=0, description="ivf, ivf_pq: lists that a query looks at")
+    code_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="ivf_pq: bytes of a row; divides the vector's elements; null is a quarter of "
+        "their number",
+    )
+    max_train_rows: int = Field(
+        100_000, gt=0, description="ivf, ivf_pq: rows, drawn from the snapshot, to train on"
+    )
+    max_dead_share: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="hnsw: deleted rows stay in the graph, unseen; with a larger share of them the "
+        "index is built anew",
+    )
+    max_growth: float = Field(
+        4.0,
+        gt=1,
+        description="ivf, ivf_pq: with this many times the rows that it was trained for, the index "
+        "is built anew",
+    )
+
+
+class PgvectorSection(Section):
+    """What a pgvector index is made of; a change makes the next run build it anew."""
+
+    type: Literal["flat", "hnsw", "ivfflat"] = Field(
+        "hnsw", description="flat: no index, exact; hnsw: a graph; ivfflat: lists"
+    )
+    num_links: int = Field(16, gt=1, le=100, description="hnsw: links of a row (m)")
+    build_depth: int = Field(
+        64, ge=4, le=1000, description="hnsw: candidates when a row is added (ef_construction)"
+    )
+    search_depth: int = Field(
+        100, gt=0, le=1000, description="hnsw: candidates when a query is answered (ef_search)"
+    )
+    num_lists: int | None = Field(
+        None, gt=0, le=32768, description="ivfflat: lists; null is a thousandth of the rows"
+    )
+    num_probes: int = Field(32, gt=0, description="ivfflat: lists that a query looks at")
+
+
+class QualitySection(Section):
+    """What an index must be like before it is published."""
+
+    sample: int = Field(
+        100,
+        ge=0,
+        description="queries, drawn from the snapshot's rows, for recall and moved neighbours; 0 "
+        "checks neither, and saves reading the snapshot once",
+    )
+    min_recall: float | None = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="recall@10 against exact search, at least; null publishes with any",
+    )
+    max_moved_share: float | None = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the queries' 10 nearest rows that are others than in the snapshot "
+        "that the index holds, at most; null: any",
+    )
+    max_norm_change: float | None = Field(
+        0.25,
+        gt=0,
+        description="how far the mean length of the new vectors may be from that of the snapshot "
+        "that the index holds, as a share of it; null: any",
+    )
+
+
+class IndexConfig(Section):
+    """The whole configuration of `jobs.index`."""
+
+    snapshot: SnapshotSection
+    index: TargetSection
+    faiss: FaissSection = FaissSection()
+    pgvector: PgvectorSection = PgvectorSection()
+    quality: QualitySection = QualitySection()

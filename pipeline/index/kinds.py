@@ -1,0 +1,88 @@
+"""From the configuration, or an index's URL, to what feeds or searches it. Knows all kinds by name.
+
+A kind's package is imported when an index of this kind is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from pipeline.errors import ConfigError
+from pipeline.index.config import IndexConfig
+from pipeline.index.protocol import IndexFeeder, IndexReader
+from pipeline.storage import open_storage
+
+_PACKAGES = {"faiss": ("faiss",), "pgvector": ("psycopg", "pgvector")}
+_POSTGRES = ("postgresql://", "postgres://")
+
+
+def open_feeder(config: IndexConfig) -> IndexFeeder:
+    """What feeds the configured index.
+
+    Raises:
+        ConfigError: the kind's package is not installed, or the URL is not one.
+    """
+    need_package(config.index.kind)
+    return _FEEDERS[config.index.kind](config)
+
+
+def open_index(url: str) -> IndexReader:
+    """Open an index to search it: what is published now, whatever is published later.
+
+    Args:
+        url: as index.path.
+
+    Raises:
+        ConfigError: there is no index, or its package is not installed.
+        CorruptFileError: a file of it is damaged.
+        StorageError: the store failed.
+    """
+    reader: IndexReader | None
+    if url.startswith(_POSTGRES):
+        need_package("pgvector")
+        from pipeline.index.pgvector_index import open_pgvector
+
+        reader = open_pgvector(url)
+    else:
+        need_package("faiss")
+        from pipeline.index.faiss_index import open_faiss
+
+        reader = open_faiss(open_storage(url))
+    if reader is None:
+        raise ConfigError(f"{url}: there is no index here; 'elmo index' makes one")
+    return reader
+
+
+def need_package(kind: str) -> None:
+    """Make sure that a kind's package is installed.
+
+    Raises:
+        ConfigError: it is not; names the extra.
+    """
+    try:
+        for package in _PACKAGES[kind]:
+            import_module(package)
+    except ImportError as error:
+        raise ConfigError(
+            f"index.kind: {kind} needs a package that is not installed ({error}); install the "
+            f"extra: pip install 'elmo-nightly[{kind}]'"
+        ) from None
+
+
+def _faiss(config: IndexConfig) -> IndexFeeder:
+    from pipeline.index.faiss_index import FaissFeeder
+
+    return FaissFeeder(open_storage(config.index.path), config.faiss, config.index.keep_versions)
+
+
+def _pgvector(config: IndexConfig) -> IndexFeeder:
+    from pipeline.index.pgvector_index import PgvectorFeeder
+
+    return PgvectorFeeder(config.index.path, config.pgvector)
+
+
+_FEEDERS: dict[str, Callable[[IndexConfig], IndexFeeder]] = {
+    "faiss": _faiss,
+    "pgvector": _pgvector,
+}

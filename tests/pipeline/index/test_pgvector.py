@@ -1,0 +1,125 @@
+"""pgvector on a real server: any program can ask it, and what is wrong is said."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+from pgvector.psycopg import register_vector
+
+from pipeline.errors import ConfigError, StorageError
+from pipeline.hits import unit
+from pipeline.index import pgvector_index
+from pipeline.index.kinds import open_index
+from pipeline.snapshot.commit import SnapshotStore
+from pipeline.storage import open_storage
+from tests.pipeline.histories import Document, Night
+from tests.pipeline.index.indexing import feed, found, ids_in, new_url, postgres_url
+from tests.pipeline.snapshots import DIM, rows
+
+SECTIONS = {"index": {"kind": "pgvector"}}
+# The server computes in float32.
+FLOAT32_TOLERANCE = 1e-6
+
+
+@pytest.fixture
+def store(memory_url) -> SnapshotStore:
+    store = SnapshotStore(open_storage(memory_url))
+    puts = {f"doc-{n}": Document("one", "de" if n % 4 else "en") for n in range(60)}
+    Night(puts, documents_per_file=60).commit(store)
+    return store
+
+
+def cosines(query_D, number: int, partition: str) -> float:
+    (vector_D,) = rows([f"doc-{number}"], text=f"one/{partition}").column("vector").to_numpy(False)
+    vector_D = vector_D.astype(np.float64)
+    return float(vector_D @ query_D / np.linalg.norm(vector_D) / np.linalg.norm(query_D))
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfflat"])
+def test_scores_are_the_cosines_of_the_stored_vectors(store, kind):
+    url, query = new_url("pgvector"), np.arange(1.0, DIM + 1)
+    feed(store, url, pgvector={"type": kind}, **SECTIONS)
+    every = {f"doc-{n}": cosines(query, n, "de" if n % 4 else "en") for n in range(60)}
+    best = sorted(every, key=lambda id_: -every[id_])[:7]
+    expected = {id_: every[id_] for id_ in best}
+    assert found(open_index(url), query, 7) == pytest.approx(expected, abs=FLOAT32_TOLERANCE)
+    english = found(open_index(url), query, 30, lang="en")
+    assert set(english) == {f"doc-{n}" for n in range(0, 60, 4)}
+
+
+def test_other_programs_ask_the_view_as_the_page_says(store):
+    url = new_url("pgvector")
+    name = url.partition("#")[2]
+    feed(store, url, **SECTIONS)
+    page = (Path(__file__).parents[3] / "docs/INDEX.md").read_text()
+    (code,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    query = unit(np.arange(1.0, DIM + 1))
+    # This snapshot carries no text, and its partition column has another name.
+    code = code.replace("documents", name).replace("language", "lang").replace("_excerpt, ", "")
+    with psycopg.connect(postgres_url()) as connection:
+        register_vector(connection)
+        cursor = psycopg.ClientCursor(connection)
+        answer = cursor.execute(code.replace("$1", "%(q)s::vector"), {"q": str(query.tolist())})
+        answers = dict(answer.fetchall())
+    ours = found(open_index(url), query, 10, lang="en")
+    assert answers == pytest.approx(ours, abs=FLOAT32_TOLERANCE)
+
+
+def test_of_the_tables_that_were_replaced_the_last_one_stays(store):
+    url = new_url("pgvector")
+    name = url.partition("#")[2]
+    for _ in range(4):
+        feed(store, url, rebuild=True, **SECTIONS)
+    with psycopg.connect(postgres_url()) as connection:
+        statement = "select count(*) from pg_tables where tablename like %s"
+        assert connection.execute(statement, [f"{name}\\_%"]).fetchone() == (2,)
+    assert len(ids_in(url)) == 60
+
+
+def test_two_names_in_one_database_are_two_indexes(store):
+    one, other = new_url("pgvector"), new_url("pgvector")
+    feed(store, one, **SECTIONS)
+    Night(deletes=["doc-0"]).commit(store)
+    feed(store, other, **SECTIONS)
+    assert "doc-0" in ids_in(one)
+    assert "doc-0" not in ids_in(other)
+
+
+def test_a_reader_sees_its_state_whatever_is_published(store):
+    url = new_url("pgvector")
+    feed(store, url, **SECTIONS)
+    reader = open_index(url)
+    Night({f"doc-{n}": Document("two") for n in range(60)}, documents_per_file=60).commit(store)
+    before = found(reader, np.ones(DIM), 60)
+    feed(store, url, **SECTIONS)
+    assert found(reader, np.ones(DIM), 60) == before
+    assert found(open_index(url), np.ones(DIM), 60) != before
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://user:secret@host/db", "a password does not belong in a URL"),
+        ("postgresql://host/db#Drop Table", "cannot name an index"),
+    ],
+)
+def test_a_url_that_cannot_be_one_is_refused_without_its_secret(store, url, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        feed(store, url, **SECTIONS)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_does_not_answer_is_an_error_of_the_store(store, tmp_path):
+    with pytest.raises(StorageError, match="PostgreSQL"):
+        feed(store, f"postgresql:///db?host={tmp_path}", **SECTIONS)
+
+
+def test_vectors_that_are_too_wide_for_an_index_are_said_to_be(store, monkeypatch):
+    monkeypatch.setattr(pgvector_index, "MAX_INDEXED_DIM", DIM - 1)
+    with pytest.raises(ConfigError, match="take flat"):
+        feed(store, new_url("pgvector"), **SECTIONS)
+    assert feed(store, new_url("pgvector"), pgvector={"type": "flat"}, **SECTIONS).is_published
