@@ -14,20 +14,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.config import ModelConfig
-    from pipeline.evaluation.run import JudgedTable, TaskReport
+    from pipeline.evaluation.run import JudgedTable, Measured, TaskReport
     from pipeline.evaluation.scores import Score
     from pipeline.evaluation.task import Task
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of this job."""
-    parser.add_argument("--model", metavar="DIR", help="model directory to measure")
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name a model and its device."""
+    parser.add_argument("--model", metavar="DIR", help="model directory")
     parser.add_argument("--options", metavar="FILE", help="options.json of a released model")
     parser.add_argument("--weights", metavar="FILE", help="weights of a released model")
     parser.add_argument(
         "--vocabulary", metavar="FILE", help="words of a released model with word input"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this job."""
+    add_model_flags(parser)
     parser.add_argument(
         "--against",
         metavar="NAME=URL",
@@ -59,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="at most N items to test and N to learn from in each task: quicker, wider intervals",
     )
+    parser.add_argument(
+        "--page",
+        metavar="FILE_OR_URL",
+        help="also write everything as one HTML page, with maps of words in their senses",
+    )
 
 
 def run(call: Call) -> JobResult:
@@ -70,9 +80,9 @@ def run(call: Call) -> JobResult:
         ModelFileError: the model's files.
         StorageError: a store failed.
     """
-    _need_packages()
+    need_packages()
     flags = call.arguments
-    model, tasks = _model(flags), _tasks(flags)
+    model, tasks = measured_model(flags), _tasks(flags)
     others = dict(_pair("--against", value) for value in flags.against)
     if call.dry_run:
         text = f"Would measure {model.directory or model.weights_file} on {', '.join(tasks)}"
@@ -99,6 +109,8 @@ def run(call: Call) -> JobResult:
         "padding_share": 1 - filled,
         "tokens_per_s": work.real_tokens / max(work.seconds, 1e-9),
     }
+    if flags.page:
+        _write_page(flags.page, measured, data)
     lines = [_described(report) for report in reports]
     lines.append(
         f"{measured.name}: {work.real_tokens:,} tokens, {data['tokens_per_s']:,.0f} tokens/s, "
@@ -107,7 +119,26 @@ def run(call: Call) -> JobResult:
     return JobResult(data, "\n\n".join(lines))
 
 
-def _need_packages() -> None:
+def _write_page(url: str, measured: Measured, data: dict[str, Any]) -> None:
+    """Add the maps of words to the result, and write the page."""
+    from dataclasses import asdict
+
+    from pipeline.evaluation.page import page
+    from pipeline.evaluation.senses import map_words
+    from pipeline.storage import open_storage, split_pattern
+
+    data["words"] = [asdict(found) for found in map_words(measured.vectors)]
+    data["page"] = url
+    directory, name = split_pattern(url)
+    open_storage(directory).put(name, page(data).encode())
+
+
+def need_packages() -> None:
+    """Make sure that what the extra `evaluation` brings is installed.
+
+    Raises:
+        ConfigError: names what is missing.
+    """
     from importlib.util import find_spec
 
     from pipeline.errors import ConfigError
@@ -120,7 +151,12 @@ def _need_packages() -> None:
         )
 
 
-def _model(flags: argparse.Namespace) -> ModelConfig:
+def measured_model(flags: argparse.Namespace) -> ModelConfig:
+    """The model that the flags of `add_model_flags` name.
+
+    Raises:
+        ConfigError: they name none, or two.
+    """
     from pipeline.config import ModelConfig, build
 
     values = {
@@ -194,7 +230,7 @@ JOB = Job(
     run=run,
     add_arguments=add_arguments,
     examples=(
-        "--model model --data sets",
+        "--model model --data sets --page worth.html",
         "--options options.json --weights weights.hdf5 --data sets --tasks sts-b wic",
         "--model model --own classification=reviews.csv --against older=s3://bucket/vectors",
     ),

@@ -77,23 +77,22 @@ class LayerVectors:
         vectors = ElmoVectors(self.encoder, self.choice, config, sizes.max_tokens)
         lengths = np.array([sum(map(len, document)) for document in documents], np.int64)
         ends = np.cumsum(lengths)
+        order = np.empty(0, np.int64) if kept is None else np.argsort(kept, kind="stable")
+        rising = None if kept is None else kept[order]
         parts = []
         started = time.perf_counter()
         for window in windows(lengths, sizes.window_tokens):
             found = vectors.vectors(window_of(documents[window]))
-            if kept is not None:
-                first, last = ends[window.start] - lengths[window.start], ends[window.stop - 1]
-                inside = kept[(kept >= first) & (kept < last)]
-                found = found[inside - first]
+            if rising is not None:
+                first = int(ends[window.start] - lengths[window.start])
+                low, high = np.searchsorted(rising, [first, ends[window.stop - 1]])
+                found = found[rising[low:high] - first]
             parts.append(found)
         self.work.seconds += time.perf_counter() - started
         self.work.real_tokens += vectors.counts.real_tokens
         self.work.padded_tokens += vectors.counts.padded_tokens
         joined: NDArray[np.float32] = np.concatenate(parts)
-        if kept is None:
-            return joined
-        # Windows gave them in the order of the text.
-        return joined[np.argsort(np.argsort(kept, kind="stable"), kind="stable")]
+        return joined if kept is None else joined[np.argsort(order)]
 
 
 class TrainedBilm:

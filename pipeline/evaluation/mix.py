@@ -22,12 +22,12 @@ from elmo_model.scalar_mix import ScalarMix
 
 DEFAULT_L2 = 0.001
 """Lambda of the paper for most of its tasks; 1 makes the mix nearly an average."""
-_BATCH_ITEMS = 64
-_MAX_EPOCHS = 40
+_BATCH_ITEMS = 512
+_MAX_EPOCHS = 100
 # Epochs without a better loss on the part that is not learned from.
-_PATIENCE = 4
+_PATIENCE = 8
 _WATCHED_SHARE = 0.1
-_HEAD_RATE, _MIX_RATE = 0.005, 0.02
+_HEAD_RATE, _MIX_RATE = 0.02, 0.05
 _HEAD_DECAY = 0.01
 _SEED = 2018
 # A softmax of this lead is 1 in float32.
