@@ -22,8 +22,8 @@ def add_run_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--mix",
         metavar="FILE_OR_URL",
-        help="mix the layers as 'elmo tune-mix' learned it: sets model.layers, model.mix_weights "
-        "and model.mix_gamma",
+        help="mix the layers as 'elmo tune-mix' learned it: sets model.layers, model.mix_weights, "
+        "model.mix_gamma and model.weights_sha256",
     )
     parser.add_argument(
         "--reembed",
@@ -48,27 +48,23 @@ def preparation(call: Call) -> tuple[EmbedConfig, Callable[[], PreparedRun]]:
     Raises:
         ConfigError: the configuration, or the file of `--mix`.
     """
+    from functools import partial
+
     from pipeline.config import EmbedConfig
     from pipeline.mix_file import MixFile
     from pipeline.prepare import prepare
 
     flags = call.arguments
-    mix = None if flags.mix is None else MixFile.read(flags.mix)
-    if mix is not None:
-        flags.overrides += mix.overrides()
+    if flags.mix is not None:
+        flags.overrides += MixFile.read(flags.mix).overrides()
     config = call.config(EmbedConfig)
-
-    def prepare_run() -> PreparedRun:
-        prepared = prepare(
-            config,
-            reembed=flags.reembed,
-            allow_mass_delete=flags.allow_mass_delete,
-            allow_empty_source=flags.allow_empty_source,
-        )
-        if mix is not None:
-            mix.check(prepared.encoder.details["weights_sha256"], f"--mix {flags.mix}")
-        return prepared
-
+    prepare_run = partial(
+        prepare,
+        config,
+        reembed=flags.reembed,
+        allow_mass_delete=flags.allow_mass_delete,
+        allow_empty_source=flags.allow_empty_source,
+    )
     return config, prepare_run
 
 

@@ -2,7 +2,7 @@
 
 JSON: `mix_weights` (raw, before the softmax, one a layer), `mix_gamma`, `weights_sha256` of the
 model that they belong to, and `learned`, which says from what. `elmo tune-mix` writes it, and
-`elmo embed --mix` takes it as `model.layers: mix` with these two keys.
+`elmo embed --mix` takes it as `model.layers: mix` with these keys of `model`.
 """
 
 from __future__ import annotations
@@ -74,16 +74,5 @@ class MixFile:
             "model.layers=mix",
             f"model.mix_weights={json.dumps(self.mix_weights)}",
             f"model.mix_gamma={self.mix_gamma!r}",
+            f"model.weights_sha256={json.dumps(self.weights_sha256)}",
         ]
-
-    def check(self, weights_sha256: str, where: str) -> None:
-        """Make sure that it belongs to a model.
-
-        Raises:
-            ConfigError: it was learned with other weights.
-        """
-        if weights_sha256 != self.weights_sha256:
-            raise ConfigError(
-                f"{where}: the mix was learned with weights {self.weights_sha256[:12]}, the model "
-                f"has {weights_sha256[:12]}; learn it again with 'elmo tune-mix'"
-            )

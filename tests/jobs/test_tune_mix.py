@@ -4,20 +4,33 @@ import csv
 import json
 import random
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from elmo_model import Encoder
 from elmo_model.directory import save_directory
 from elmo_model.options import ElmoOptions
 from elmo_model.weights import read_weights
-from jobs.command import main
+from jobs.command import Call, build_parser, main
 from jobs.embed import JOB as EMBED
+from jobs.run_report import preparation
 from jobs.tune_mix import JOB
+from pipeline.config import OutputConfig, TextConfig, VectorConfig
+from pipeline.data_files import DataFileWriter
 from pipeline.errors import ConfigError
+from pipeline.evaluation.bilms import LayerVectors
+from pipeline.evaluation.documents import tokenised
+from pipeline.evaluation.tune import LabelledSet, tune
 from pipeline.mix_file import MixFile
-from pipeline.snapshot.read import open_snapshot
+from pipeline.model import ElmoBackend
+from pipeline.schema import output_schema
+from pipeline.snapshot.commit import SnapshotStore
+from pipeline.storage import open_storage
 from tests.elmo_model.random_models import write_model
+from tests.pipeline.snapshots import snapshot
 
-# Vectors are stored in float32 here; a run with another batch adds in another order.
+# Learning the same vectors twice; only the order of rows in memory may differ.
 TOLERANCE = 1e-3
 
 
@@ -55,18 +68,33 @@ def run(capsys, *words):
     return code, json.loads(capsys.readouterr().out)
 
 
-def embed(models, reviews, output, *more, model=0, **keys):
-    values = {
-        "source.path": reviews,
-        "source.id_column": "id",
-        "model.directory": models[model],
-        "vectors.dtype": "float32",
-        "output.path": output,
-        "run.num_actors": 1,
-        **keys,
-    }
+def embedding(models, *more, model=0):
+    """The configuration of `elmo embed` with these flags."""
+    values = {"source.path": "corpus", "output.path": "out", "model.directory": models[model]}
     words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    return main(EMBED, [*words, *map(str, more), "--quiet"])
+    arguments = build_parser(EMBED).parse_args([*words, *map(str, more)])
+    return preparation(Call("embed", arguments))[0]
+
+
+def write_snapshot(url, ids, layers_NKD, sha):
+    """A snapshot of all layers of documents, as `elmo embed` with model.layers = all writes it."""
+    columns = [f"vector_{layer}" for layer in range(layers_NKD.shape[1])]
+    dim = layers_NKD.shape[2]
+    schema = output_schema(VectorConfig(dtype="float32"), dim, columns, [])
+    arrays = [pa.array(ids), pa.array([b"0" * 16] * len(ids), pa.binary(16))]
+    for layer, name in enumerate(columns):
+        flat = pa.array(np.ascontiguousarray(layers_NKD[:, layer]).reshape(-1))
+        arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=schema.field(name).type))
+    storage = open_storage(str(url))
+    writer = DataFileWriter(storage, schema, OutputConfig(path=storage.url), {}, "run-1")
+    writer.write(pa.record_batch(arrays, schema=schema))
+    config = {
+        "source": {"path": "x"},
+        "model": {"directory": "m", "layers": "all"},
+        "output": {"path": storage.url},
+    }
+    made = snapshot([writer.close()], config=config, schema=schema, encoder={"weights_sha256": sha})
+    SnapshotStore(storage).commit(made)
 
 
 def test_the_mix_is_learned_compared_and_written_with_a_chart(models, reviews, tmp_path, capsys):
@@ -95,36 +123,49 @@ def test_pairs_are_scored_by_rank(models, reviews, capsys):
 
 
 def test_a_snapshot_of_all_layers_gives_the_mix_that_its_model_gives(
-    models, reviews, tmp_path, capsys, ray_cluster
+    models, reviews, tmp_path, capsys
 ):
-    layers = {"model.layers": "all"}
-    assert embed(models, reviews, tmp_path / "all", **layers) == 0
-    capsys.readouterr()
-    _, fresh = run(capsys, reviews, "--model", models[0])
-    _, stored = run(capsys, reviews, "--snapshot", tmp_path / "all")
-    assert stored["result"]["shares"] == pytest.approx(fresh["result"]["shares"], abs=TOLERANCE)
-    assert stored["result"]["weights_sha256"] == fresh["result"]["weights_sha256"]
+    with reviews.open() as file:
+        rows = list(csv.DictReader(file))
+    encoder = Encoder.from_directory(models[0], device="cpu")
+    documents = tokenised([row["text"] for row in rows], TextConfig())
+    layers_NKD = LayerVectors.all_layers(encoder).of_documents(documents)
+    back_to_front = [row["id"] for row in rows][::-1]
+    write_snapshot(tmp_path / "all", back_to_front, layers_NKD[::-1], encoder.weights_sha256)
+    with_ids = tmp_path / "labels.csv"
+    with_ids.write_text("".join(["id,label\n", *(f"{r['id']},{r['label']}\n" for r in rows)]))
+    code, stored = run(capsys, with_ids, "--snapshot", tmp_path / "all")
+    assert code == 0
+    # What is held out goes by the id here: the vectors are the same, the parts are others.
+    labelled = LabelledSet.read(with_ids, ["id"], "label", "class")
+    fresh = tune(labelled, [layers_NKD], 0.001)
+    assert stored["result"]["shares"] == pytest.approx(fresh.mix.shares, abs=TOLERANCE)
+    assert stored["result"]["weights_sha256"] == encoder.weights_sha256
+    with_ids.write_text("id,label\n" + "r0,a\nr1,b\nnowhere,a\n" * 10)
+    assert main(JOB, [str(with_ids), "--snapshot", str(tmp_path / "all"), "--quiet"]) == 3
+    assert "10 of 30 ids are not in" in capsys.readouterr().err
 
 
-def test_embedding_with_a_mix_records_its_weights_and_changes_the_fingerprint(
-    models, reviews, tmp_path, capsys, ray_cluster
-):
-    sha = run(capsys, reviews, "--model", models[0])[1]["result"]["weights_sha256"]
+def test_a_mix_is_embedded_with_and_is_part_of_the_fingerprint(models, tmp_path):
+    plain = embedding(models)
+    described = ElmoBackend().describe(plain)
+    sha = described.details["weights_sha256"]
     MixFile((0.5, -1.0, 2.0), 1.5, sha).write(str(tmp_path / "mix.json"))
-    mixed = ("--mix", tmp_path / "mix.json")
-    assert embed(models, reviews, tmp_path / "mixed", *mixed) == 0
-    assert embed(models, reviews, tmp_path / "plain") == 0
-    capsys.readouterr()
-    snapshot, dataset = open_snapshot(str(tmp_path / "mixed"))
-    assert snapshot.config["model"]["layers"] == "mix"
-    assert snapshot.config["model"]["mix_weights"] == [0.5, -1.0, 2.0]
-    assert snapshot.config["model"]["mix_gamma"] == 1.5
-    assert dataset.schema.names[-1] == "vector"
-    plain, _ = open_snapshot(str(tmp_path / "plain"))
-    assert plain.fingerprint != snapshot.fingerprint
-    # Another model with the same number of layers would take the weights without a word.
-    assert embed(models, reviews, tmp_path / "x", *mixed, "--dry-run", model=1) == 2
-    assert "learn it again with 'elmo tune-mix'" in capsys.readouterr().err
+    # The file wins over what the configuration says of layers.
+    mixed = embedding(models, "--set", "model.layers=top", "--mix", tmp_path / "mix.json")
+    assert mixed.model.layers == "mix"
+    assert (mixed.model.mix_weights, mixed.model.mix_gamma) == ((0.5, -1.0, 2.0), 1.5)
+    found = ElmoBackend().describe(mixed)
+    assert found.details["mix_weights"] == [0.5, -1.0, 2.0]
+    assert found.fingerprint != described.fingerprint
+
+
+def test_a_mix_of_another_model_is_refused(models, tmp_path):
+    sha = ElmoBackend().describe(embedding(models)).details["weights_sha256"]
+    MixFile((0.5, -1.0, 2.0), 1.5, sha).write(str(tmp_path / "mix.json"))
+    other = embedding(models, "--mix", tmp_path / "mix.json", model=1)
+    with pytest.raises(ConfigError, match="learn the mix again with 'elmo tune-mix'"):
+        ElmoBackend().describe(other)
 
 
 @pytest.mark.parametrize(
