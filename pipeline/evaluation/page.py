@@ -187,8 +187,8 @@ def _words(words: Sequence[Mapping[str, Any]]) -> str:
     return (
         "<h2>One word, two senses</h2>"
         '<p class="sub">Vectors of a word in sentences (average of layers, less their mean), laid '
-        "out in two dimensions by t-SNE. Pointing at a mark shows its sentence. Below: the words "
-        "of other sentences nearest to one use of each sense.</p>"
+        "out in two dimensions by t-SNE. Pointing at a mark shows its sentence. Below: the other "
+        "words of other sentences nearest to one use of each sense.</p>"
         f'<div class="grid-of small">{"".join(map(_word, words))}</div>'
     )
 

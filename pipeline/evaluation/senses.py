@@ -46,7 +46,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A word in another sentence that is near to a use: its cosine, itself, its sentence."""
+    """Another word in another sentence that is near to a use: its cosine, itself, its sentence."""
 
     cosine: float
     word: str
@@ -127,7 +127,7 @@ def _neighbours(
     positions: NDArray[np.int64],
     kept: Sequence[tuple[str, str]],
 ) -> dict[str, list[Neighbour]]:
-    """The words of other sentences that are nearest to the first use of each sense."""
+    """The other words of other sentences that are nearest to the first use of each sense."""
     flat = [token for document in documents for token in flat_tokens(document)]
     lengths = [len(flat_tokens(document)) for document in documents]
     sentence = np.repeat(np.arange(len(documents)), lengths)
@@ -139,7 +139,8 @@ def _neighbours(
         if sense in found:
             continue
         cosines_N = unit_ND @ unit_ND[position]
-        cosines_N[(sentence == sentence[position]) | ~is_word] = -np.inf
+        same_word = np.array([token == flat[position] for token in flat])
+        cosines_N[(sentence == sentence[position]) | same_word | ~is_word] = -np.inf
         order = np.argsort(-cosines_N, kind="stable")[:NUM_NEIGHBOURS].tolist()
         found[sense] = [Neighbour(float(cosines_N[n]), flat[n], texts[sentence[n]]) for n in order]
     return found

@@ -10,7 +10,7 @@ import pytest
 from elmo_model import Encoder
 from pipeline.evaluation.bilms import LayerVectors
 from pipeline.evaluation.page import page
-from pipeline.evaluation.senses import SENSED_WORDS, map_words
+from pipeline.evaluation.senses import NUM_NEIGHBOURS, SENSED_WORDS, map_words, readable
 from pipeline.evaluation.svg import Bar, bars
 from tests.elmo_model.random_models import write_model
 
@@ -95,6 +95,13 @@ def test_every_use_of_a_word_is_on_its_map_once(result):
         assert {use["sense"] for use in found["uses"]} == set(sensed.sentences)
         assert set(found["neighbours"]) == set(sensed.sentences)
         assert 0 <= found["same_sense_share"] <= 1
+        for sense, nearest in found["neighbours"].items():
+            assert len(nearest) == NUM_NEIGHBOURS
+            assert all(near["word"] != sensed.word for near in nearest)
+            own = sensed.sentences[sense][0]
+            assert all(near["sentence"] != readable(own) for near in nearest)
+            cosines = [near["cosine"] for near in nearest]
+            assert cosines == sorted(cosines, reverse=True)
 
 
 def test_the_page_asks_for_nothing_from_outside(result):
