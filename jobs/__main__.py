@@ -14,7 +14,7 @@ from jobs.command import main as run_job
 def find_jobs() -> dict[str, Job]:
     """Return all jobs by name: the modules of this package that define `JOB`."""
     names = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
-    modules = ((name, import_module(f"jobs.{name}")) for name in names)
+    modules = ((name.replace("_", "-"), import_module(f"jobs.{name}")) for name in names)
     return {name: module.JOB for name, module in modules if hasattr(module, "JOB")}
 
 

@@ -88,7 +88,7 @@ class Job:
     """A job as `elmo` lists and runs it.
 
     Attributes:
-        name: the module's name under `jobs`.
+        name: the module's name under `jobs`, with - for _.
         summary: one line, as a verb phrase without a full stop.
         run: does the work; raises PipelineError or ElmoError for what the user can mend.
         add_arguments: adds the job's own flags; choose among actions by a positional argument with
@@ -243,7 +243,7 @@ def _epilog(job: Job) -> str:
     ]
     blocks.append("exit codes:\n" + "\n".join(rows))
     blocks.append(
-        f"'python -m jobs.{job.name}' is the same command. "
+        f"'python -m jobs.{job.name.replace('-', '_')}' is the same command. "
         "The result is printed on stdout, the log on stderr."
     )
     return "\n\n".join(blocks)

@@ -6,16 +6,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from jobs.command import Call, Job, JobResult, main
-from jobs.run_report import add_permissions, describe_run, preparation, run_with_progress
+from jobs.run_report import add_run_flags, describe_run, preparation, run_with_progress
 
 if TYPE_CHECKING:
     from pipeline.estimate import Estimate
 
 
 def _run(call: Call) -> JobResult:
-    from pipeline.config import EmbedConfig
-
-    prepare_run = preparation(call, call.config(EmbedConfig))
+    _, prepare_run = preparation(call)
     if call.dry_run:
         from pipeline.estimate import estimate
 
@@ -33,12 +31,12 @@ JOB = Job(
     name="embed",
     summary="embed a corpus and commit the vectors as a snapshot",
     run=_run,
-    add_arguments=add_permissions,
+    add_arguments=add_run_flags,
     examples=(
         "--config configs/demo.yaml",
         "--config nightly.yaml --set source.path=s3://bucket/corpus/ --dry-run",
         "--config nightly.yaml --set vectors.level=sentence --set model.layers=top",
-        "--config nightly.yaml --reembed",
+        "--config nightly.yaml --reembed --mix mix.json",
     ),
 )
 

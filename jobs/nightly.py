@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.command import Call, Job, JobResult, main
 from jobs.embed import planned
-from jobs.run_report import add_permissions, describe_run, preparation, run_with_progress
+from jobs.run_report import add_run_flags, describe_run, preparation, run_with_progress
 
 if TYPE_CHECKING:
     from pipeline.upkeep import UpkeepReport
@@ -21,12 +21,10 @@ log = logging.getLogger(__name__)
 
 
 def _run(call: Call) -> JobResult:
-    from pipeline.config import EmbedConfig
     from pipeline.errors import PipelineError
     from pipeline.upkeep import keep_up
 
-    config = call.config(EmbedConfig)
-    prepare_run = preparation(call, config)
+    config, prepare_run = preparation(call)
     if call.dry_run:
         from pipeline.estimate import estimate
 
@@ -70,7 +68,7 @@ JOB = Job(
     name="nightly",
     summary="embed what changed since the last snapshot, commit, and remove what is old",
     run=_run,
-    add_arguments=add_permissions,
+    add_arguments=add_run_flags,
     examples=(
         "--config nightly.yaml",
         "--config nightly.yaml --dry-run",

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def add_permissions(parser: ArgumentParser) -> None:
-    """Add the flags for what could wipe an index if it were not meant."""
+def add_run_flags(parser: ArgumentParser) -> None:
+    """Add `--mix`, and the flags for what could wipe an index if it were not meant."""
+    parser.add_argument(
+        "--mix",
+        metavar="FILE_OR_URL",
+        help="mix the layers as 'elmo tune-mix' learned it: sets model.layers, model.mix_weights, "
+        "model.mix_gamma and model.weights_sha256",
+    )
     parser.add_argument(
         "--reembed",
         action="store_true",
@@ -36,19 +42,30 @@ def add_permissions(parser: ArgumentParser) -> None:
     )
 
 
-def preparation(call: Call, config: EmbedConfig) -> Callable[[], PreparedRun]:
-    """What prepares a run of this configuration with the flags of `add_permissions`."""
+def preparation(call: Call) -> tuple[EmbedConfig, Callable[[], PreparedRun]]:
+    """The configuration, and what prepares a run of it, with the flags of `add_run_flags`.
+
+    Raises:
+        ConfigError: the configuration, or the file of `--mix`.
+    """
     from functools import partial
 
+    from pipeline.config import EmbedConfig
+    from pipeline.mix_file import MixFile
     from pipeline.prepare import prepare
 
-    return partial(
+    flags = call.arguments
+    if flags.mix is not None:
+        flags.overrides += MixFile.read(flags.mix).overrides()
+    config = call.config(EmbedConfig)
+    prepare_run = partial(
         prepare,
         config,
-        reembed=call.arguments.reembed,
-        allow_mass_delete=call.arguments.allow_mass_delete,
-        allow_empty_source=call.arguments.allow_empty_source,
+        reembed=flags.reembed,
+        allow_mass_delete=flags.allow_mass_delete,
+        allow_empty_source=flags.allow_empty_source,
     )
+    return config, prepare_run
 
 
 def run_with_progress(

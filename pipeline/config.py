@@ -118,6 +118,11 @@ class ModelConfig(Section):
         None, description="layers: mix only; one raw (pre-softmax) weight a layer"
     )
     mix_gamma: float = Field(1.0, description="layers: mix only; factor of the mix")
+    weights_sha256: str | None = Field(
+        None,
+        description="refuse a model with other weights than those of this hash, which a snapshot's "
+        "manifest and 'elmo tune-mix' name; null takes any",
+    )
     initial_state: Literal["zero", "warm"] = Field(
         "zero",
         description="LSTM state at the start of every sentence: zero, or the state "

@@ -129,7 +129,17 @@ def describe(config: EmbedConfig, encoder: Encoder | ModelIdentity) -> EncoderDe
     """Fingerprint of everything that decides a vector's value, and its readable details.
 
     Batch sizes, devices and threads are left out: they change no vector beyond rounding.
+
+    Raises:
+        ConfigError: the model is not the one whose weights the configuration names.
     """
+    wanted = config.model.weights_sha256
+    if wanted not in (None, encoder.weights_sha256):
+        raise ConfigError(
+            f"model.weights_sha256 asks for weights {wanted}, the model's files have "
+            f"{encoder.weights_sha256}: give the model that it (or the mix) was made with, or "
+            "learn the mix again with 'elmo tune-mix'"
+        )
     choice = layer_choice(config.model, encoder)
     details: dict[str, Any] = {
         "weights_sha256": encoder.weights_sha256,

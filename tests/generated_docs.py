@@ -25,7 +25,7 @@ from pipeline.pretraining.config import PretrainConfig
 from pipeline.vocabulary_config import VocabularyConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
-_BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- generated: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _COMMON_FLAGS = ("--help", "--json", "--result", "--quiet", "--debug", "--config", "--set")
 
 

@@ -1,0 +1,90 @@
+"""Similarity of sentence pairs: Spearman between cosines and people's scores (STS-B; own files).
+
+A file is a table (.tsv, .csv, .jsonl) with the columns sentence1, sentence2 and score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import TextConfig
+from pipeline.errors import SourceError
+from pipeline.evaluation.bilms import TrainedBilm
+from pipeline.evaluation.documents import Document, thinned, tokenised
+from pipeline.evaluation.mix import Items, LearnedMix, learn_mix
+from pipeline.evaluation.read_text import columns_of, read_rows
+from pipeline.evaluation.scores import RankCorrelation
+from pipeline.evaluation.systems import System, centered_unit, pair_cosines
+from pipeline.evaluation.task import Outcome, lines_of, table
+
+COLUMNS = ("sentence1", "sentence2", "score")
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Pairs to test, `documents` being all first sentences, then all second ones.
+
+    `train` pairs, where there are some, are what a mix is learned from; they change no other line.
+    """
+
+    documents: list[Document]
+    gold_N: NDArray[np.float64]
+    train: list[Document]
+    train_gold_N: NDArray[np.float64]
+    kind: str = "similarity"
+
+    @classmethod
+    def read(
+        cls, test: Path, train: Path | None, text: TextConfig, max_items: int | None
+    ) -> Similarity:
+        """Read the pairs to test, and those to learn a mix from.
+
+        Raises:
+            SourceError: a file is not such a table.
+        """
+        nothing: tuple[list[Document], NDArray[np.float64]] = ([], np.empty(0))
+        tested = _read(test, text, max_items)
+        return cls(*tested, *(nothing if train is None else _read(train, text, max_items)))
+
+    def measure(self, systems: Sequence[System]) -> Outcome:
+        """Spearman's rho of the cosines."""
+        num_test = len(self.documents)
+        everything = [*self.documents, *self.train]
+
+        def learn(model: TrainedBilm) -> LearnedMix:
+            layers_NKD = model.layers[num_test:]
+            half = len(layers_NKD) // 2
+            first, second = layers_NKD[:half], layers_NKD[half:]
+            targets = (self.train_gold_N - self.train_gold_N.mean()) / self.train_gold_N.std()
+            return learn_mix(Items((first, second), targets, None))[0]
+
+        lines, mix = lines_of(
+            systems,
+            lambda system: system.documents(everything, num_test),
+            learn if self.train else None,
+        )
+        statistics = [
+            RankCorrelation(pair_cosines(centered_unit(line.matrix[:num_test])), self.gold_N)
+            for line in lines
+        ]
+        notes = ["Cosines of the means of token vectors, less the mean of all sentences."]
+        return Outcome([table("Spearman", lines, statistics)], len(self.gold_N), notes, mix)
+
+
+def _read(
+    path: Path, text: TextConfig, max_items: int | None
+) -> tuple[list[Document], NDArray[np.float64]]:
+    rows = list(read_rows(path))
+    columns_of(path, rows, COLUMNS)
+    rows = thinned(rows, max_items)
+    try:
+        gold = np.array([float(row["score"]) for row in rows])
+    except ValueError as error:
+        raise SourceError(f"{path}: column score: {error}; expected numbers") from None
+    sentences = [row[name] for name in COLUMNS[:2] for row in rows]
+    return tokenised(sentences, text), gold
