@@ -133,6 +133,8 @@ class _Driver:
         finally:
             growth.release()
         view = ray.get(board.view.remote())
+        if not self._received:  # Otherwise workers may be about to end, and call once more.
+            ray.kill(board)
         if attempt.error is not None:
             return attempt.error
         if view.progress is not None:
