@@ -100,13 +100,13 @@ def config_of(
             "dtype": args.dtype,
             "num_negative_samples": args.negatives,
             "num_evaluations": 1,
-            "max_held_out_tokens": 100,
+            "max_held_out_tokens": 2000,
             "seed": SEED,
         },
         "run": {"num_workers": workers, "num_threads": 1},
         "output": {"directory": str(folder / "model")},
     }
-    return build(PretrainConfig, tree)
+    return build(PretrainConfig, tree, "the benchmark")
 
 
 def on_ray(task: TrainingTask) -> Outcome:
