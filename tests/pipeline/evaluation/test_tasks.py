@@ -111,7 +111,8 @@ def test_cranfield_judgements_count_queries_by_their_order(tmp_path):
     found = read_cranfield(tmp_path / "docs", tmp_path / "queries", tmp_path / "judged")
     assert found.documents == {"1": "a wing\nlift of a wing", "2": "heat"}
     assert found.queries == {"1": "what is lift", "2": "what is heat"}
-    assert found.relevant == {"1": {"1"}, "2": {"2"}}
+    # A code says how relevant a document is; those of no interest are not listed.
+    assert found.relevant == {"1": {"1"}, "2": {"1", "2"}}
 
 
 def test_abstracts_of_scifact_are_read_out_of_their_quotation_marks(tmp_path):
