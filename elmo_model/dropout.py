@@ -158,7 +158,7 @@ class _Source:
             self._generator.manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
 
     def mask(self, shape: tuple[int, ...], rate: float) -> Tensor:
-        level = round(rate * _LEVELS)
+        level = min(max(round(rate * _LEVELS), 1), _LEVELS - 1)
         scale = _LEVELS / (_LEVELS - level)
         size = int(np.prod(shape))
         if self._bits is not None:

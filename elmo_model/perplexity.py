@@ -52,10 +52,15 @@ class Perplexity:
 
     def describe(self) -> str:
         """The figures as people read them: `forward 98.2, backward 95.1, mean 96.6`."""
-        parts = [f"forward {self.forward:.4g}"]
-        if self.backward is not None:
-            parts.append(f"backward {self.backward:.4g}")
-        return ", ".join([*parts, f"mean {self.mean:.4g}"])
+        return describe_figures(self.forward, self.backward, self.mean)
+
+
+def describe_figures(forward: float, backward: float | None, mean: float) -> str:
+    """Perplexities as people read them: `forward 98.2, backward 95.1, mean 96.6`."""
+    parts = [f"forward {forward:.4g}"]
+    if backward is not None:
+        parts.append(f"backward {backward:.4g}")
+    return ", ".join([*parts, f"mean {mean:.4g}"])
 
 
 class LossSums:

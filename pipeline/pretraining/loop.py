@@ -225,12 +225,20 @@ class _Loop:
         state.arithmetic = torch.bfloat16 if training.dtype == "bfloat16" else torch.float32
         state.first_row, state.num_rows = first_row, training.batch_size
         state.row_weight = num_rows * self._crew.size / training.batch_size
-        checkpoint = self._checkpoints.latest()
+        checkpoint = self._newest_checkpoint()
         if checkpoint is not None:
             self._load(state, checkpoint, num_rows)
         if self._crew.size > 1:
             state.work_together()
         return state
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The newest sound one that the first worker sees; the others read the same."""
+        newest = self._checkpoints.latest() if self._crew.rank == 0 else None
+        step = self._crew.share(None if newest is None else newest.step)
+        if self._crew.rank and step is not None:
+            return self._checkpoints.read(step)
+        return newest
 
     def _open_text(self, rows_per_stream: int) -> TextBatches:
         task, training = self._task, self._training
@@ -334,10 +342,16 @@ class _Loop:
     def _measure(self) -> None:
         """Measure the held-out perplexity; the first worker does, the others wait for it."""
         before = self._train_seconds()
-        state, result = self._state, None
+        state = self._state
+        result: Perplexity | ElmoError | None = None
         if self._crew.rank == 0:
-            result = perplexity(state.model, state.softmax, self._held_out_text())
+            try:
+                result = perplexity(state.model, state.softmax, self._held_out_text())
+            except ElmoError as error:  # which the others, who wait, must meet as well
+                result = error
         result = self._crew.share(result)
+        if isinstance(result, ElmoError):
+            raise result
         self._check_measured(result)
         measurement = Measurement(
             step=state.step,
@@ -365,10 +379,20 @@ class _Loop:
         if result.is_finite:
             return
         measured = {measurement.step for measurement in self._curve}
-        sound = [step for step in self._checkpoints.steps() if step in measured]
+        steps = self._checkpoints.steps()
+        sound = [step for step in steps if step in measured]
+        advice = "Begin anew with --overwrite and a lower training.learning_rate"
+        if sound:
+            # Later ones are of the way into what was measured now, and would be gone on with.
+            if self._crew.rank == 0:
+                self._checkpoints.keep({step for step in steps if step <= sound[-1]})
+            advice = (
+                "Those after it are removed; the same command with a lower training.learning_rate "
+                "goes on from there"
+            )
         raise ElmoError(
-            f"step {self._state.step}: the held-out perplexity is {result.describe()}; training "
-            f"diverged, lower the learning rate or the clip norm ({self._kept(sound)})"
+            f"step {self._state.step}: the held-out perplexity is {result.describe()}, training "
+            f"diverged; {self._kept(sound)}. {advice}"
         )
 
     def _kept(self, steps: Sequence[int]) -> str:
@@ -474,10 +498,10 @@ class _Loop:
             state.step, state.batch = checkpoint.step, int(record["batch"])
             self._tokens = int(record["tokens"])
             self._seconds_before = float(record["train_seconds"])
-            self._waited_before = float(record.get("waited_seconds", 0.0))
+            self._waited_before = float(record["waited_seconds"])
             self._curve = [Measurement(**values) for values in record["curve"]]
             self._losses = [float(loss) for loss in record["losses"]]
-            spans = [CrewSpan(**values) for values in record.get("crews", [])]
+            spans = [CrewSpan(**values) for values in record["crews"]]
             self._crews = [span for span in spans if span.from_step < checkpoint.step]
             positions = [
                 StreamPosition.from_json(values, checkpoint.url) for values in record["positions"]

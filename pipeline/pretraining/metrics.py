@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from elmo_model.perplexity import describe_figures
 from pipeline.pretraining.pace import Pace
 from pipeline.storage import Storage
 from pipeline.units import format_duration
@@ -103,10 +104,7 @@ class Metrics:
 
 def describe(measurement: Measurement) -> str:
     """Perplexities as people read them: `forward 98.2, backward 95.1, mean 96.6`."""
-    parts = [f"forward {measurement.forward:.4g}"]
-    if measurement.backward is not None:
-        parts.append(f"backward {measurement.backward:.4g}")
-    return ", ".join([*parts, f"mean {measurement.mean:.4g}"])
+    return describe_figures(measurement.forward, measurement.backward, measurement.mean)
 
 
 def describe_progress(

@@ -169,5 +169,7 @@ def capacity(resources: Mapping[str, float], cluster: list[NodeResources]) -> in
     total = 0
     for node in cluster:
         has = {"CPU": node.num_cpus, "GPU": node.num_gpus}
-        total += int(min(has[name] // amount for name, amount in resources.items() if amount))
+        # A GPU holds ten workers with 0.1 of it each: 1.0 // 0.1 is 9.
+        fits = (has[name] / amount + 1e-6 for name, amount in resources.items() if amount)
+        total += int(min(fits))
     return total

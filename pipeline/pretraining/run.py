@@ -264,7 +264,7 @@ def _found(config: PretrainConfig, storage: Storage) -> tuple[TrainingTask, floa
     try:
         content = json.loads(storage.read_bytes(RUN_NAME, MAX_RUN_BYTES))
         if content["version"] != RUN_VERSION:
-            raise ValueError(f"version {content['version']}")
+            raise ValueError(f"version {content['version']} and not {RUN_VERSION}")
         settings, words = content["settings"], tuple(content["words"])
         num_streams = int(content["num_streams"])
         covered_share = float(content["covered_share"])

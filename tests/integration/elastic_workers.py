@@ -78,7 +78,7 @@ def main(folder: Path) -> dict[str, Any]:
                 folder / "model.training",
                 [
                     (2, lambda: cluster.remove_node(node, allow_graceful=False)),
-                    (1, lambda: [cluster.add_node(num_cpus=1, **MEMORY) for _ in range(2)]),
+                    (1, lambda: add_nodes(cluster, 2)),
                     (3, lambda: os.kill(os.getpid(), signal.SIGTERM)),
                 ],
             )
@@ -91,6 +91,14 @@ def main(folder: Path) -> dict[str, Any]:
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+def add_nodes(cluster: Cluster, number: int) -> None:
+    """Add nodes of one processor; adding them, Ray would take the program's SIGTERM for itself."""
+    handler = signal.getsignal(signal.SIGTERM)
+    for _ in range(number):
+        cluster.add_node(num_cpus=1, **MEMORY)
+    signal.signal(signal.SIGTERM, handler)
 
 
 class Changes:

@@ -96,7 +96,7 @@ def test_workers_learn_together_what_one_would(toy, tmp_path, optimizer, workers
     seen = []
     prepared, end = trained_on_ray(together, lambda *progress: seen.append(progress))
     assert end.is_done
-    assert "held-out forward" in seen[-1][3]
+    assert "held-out perplexity forward" in seen[-1][3]
     assert_like(losses_of(together), losses_of(alone))
     assert end.tokens == 8 * 8 * 10
     finish(prepared, end)

@@ -281,12 +281,15 @@ def test_a_perplexity_that_is_no_number_says_where_and_keeps_the_last_good_check
     longer = config.model_copy(
         update={"training": config.training.model_copy(update={"max_steps": 5})}
     )
-    with pytest.raises(ElmoError, match=rf"step 5: .* mean {figure}; .*of step 2 is kept, in .*"):
+    with pytest.raises(ElmoError, match=rf"step 5: .* mean {figure}, .*of step 2 is kept, in .*"):
         trained(longer)
-    assert checkpoints.steps() == [2, 4, 5]
+    # What comes after it is of the way into divergence: the next run goes on from the good one.
+    assert checkpoints.steps() == [2]
     lines = storage.read_bytes("metrics.jsonl", 1 << 20).decode()
     assert "Infinity" not in lines
     assert "NaN" not in lines
+    lower = longer.training.model_copy(update={"learning_rate": 0.001})
+    assert math.isfinite(trained(longer.model_copy(update={"training": lower}))[1].curve[-1].mean)
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(toy, tmp_path):
@@ -332,9 +335,11 @@ def test_a_training_that_is_gone_on_with_tells_its_pace_at_once(toy, tmp_path):
     assert (steps, tokens) == (6, 6 * 8 * 10)
     assert "tokens/s" in notes
     assert "ETA" in notes
-    rates = [float(note.split(" tokens/s")[0].replace(",", "")) for *_, note in seen]
-    # 80 tokens a step, in a step's time and not in that since the start of this run.
-    assert max(rates) < 3 * min(rates)
+    rate = float(notes.split(" tokens/s")[0].replace(",", ""))
+    # That of the run before, as its last line of metrics has it, and not one of this run's start.
+    lines = Path(longer.output.work_directory, "metrics.jsonl").read_text().splitlines()
+    sixth = next(values for line in lines if (values := json.loads(line)).get("step") == 6)
+    assert rate == pytest.approx(tokens / sixth["train_seconds"], rel=0.5)
 
 
 def test_metrics_hold_a_line_for_each_step_and_each_measurement(toy, tmp_path):
@@ -353,16 +358,22 @@ def test_metrics_hold_a_line_for_each_step_and_each_measurement(toy, tmp_path):
     assert measured_in_s > 0
     assert steps[-1]["left_s"] >= 0
     # The measurement in the middle is over then, that at the end is still to come.
-    assert steps[4]["left_s"] >= steps[4]["train_seconds"] / 5
+    assert steps[4]["left_s"] > 0
     waited = [line["waited_seconds"] for line in steps]
     assert waited == sorted(waited)
     assert waited[-1] <= steps[-1]["train_seconds"] + 0.001
 
 
 def test_the_time_that_text_was_waited_for_is_kept_over_an_interruption(toy, tmp_path):
-    before = trained(config_of(toy, tmp_path / "model", max_steps=3))[1]
+    trained(config_of(toy, tmp_path / "model", max_steps=3))
+    # As if the run before had waited for longer than the whole test takes.
+    storage = open_storage(config_of(toy, tmp_path / "model").output.work_directory)
+    checkpoints = Checkpoints(storage, "checkpoints")
+    newest = checkpoints.latest()
+    times = {"waited_seconds": 1000.0, "train_seconds": 2000.0}
+    checkpoints.write(newest.step, {**newest.record, **times}, newest.tensors)
     prepared, after = trained(config_of(toy, tmp_path / "model", max_steps=5))
-    assert 0 < before.waited_seconds < after.waited_seconds < after.train_seconds
+    assert 1000 <= after.waited_seconds < after.train_seconds
     record = finish(prepared, after)
     share = after.waited_seconds / after.train_seconds
     assert record["waited_for_text_share"] == pytest.approx(share, abs=1e-4)
