@@ -12,7 +12,7 @@ import re
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -261,18 +261,18 @@ def open_pgvector(url: str) -> PgvectorReader | None:
         StorageError: the server cannot be reached.
     """
     connect_to, name = split_url(url)
-    with _reporting(connect_to):
+    with _reporting(connect_to), ExitStack() as closing:
         connection = psycopg.connect(connect_to)
+        closing.callback(connection.close)
         # What is seen is settled by the first statement, whatever is committed later.
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         found = _locked_table(connection, name)
         if found is None:
-            connection.close()
             return None
         register_vector(connection)
-    reader = PgvectorReader(connection, found.state, found.table, found.section)
-    weakref.finalize(reader, connection.close)
-    return reader
+        reader = PgvectorReader(connection, found.state, found.table, found.section)
+        weakref.finalize(reader, closing.pop_all().close)
+        return reader
 
 
 def split_url(url: str) -> tuple[str, str]:
