@@ -379,7 +379,7 @@ def test_readers_see_the_old_or_the_new_index_and_never_a_half(local_url, kind):
         assert failures == []
         assert is_seen, f"no reader came to night {night}"
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
+    readers = [threading.Thread(target=read, daemon=True) for _ in range(2)]
     for reader in readers:
         reader.start()
     try:
@@ -392,7 +392,7 @@ def test_readers_see_the_old_or_the_new_index_and_never_a_half(local_url, kind):
     finally:
         is_done.set()
         for reader in readers:
-            reader.join()
+            reader.join(HANGS_AFTER_SECONDS)
     assert failures == []
     assert check_whole(url) == 8
 
