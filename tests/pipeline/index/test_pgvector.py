@@ -138,6 +138,17 @@ def test_a_full_build_keeps_the_grants_of_the_view(store):
         assert connection.execute(asked.format(name), [name]).fetchone() == (59, True)
 
 
+def test_a_view_with_other_columns_is_made_anew(store):
+    url = new_url("pgvector")
+    name = url.partition("#")[2]
+    feed(store, url, **SECTIONS)
+    with psycopg.connect(postgres_url()) as connection:
+        connection.execute(f"alter view {name} rename column lang to language")
+    feed(store, url, rebuild=True, **SECTIONS)
+    with psycopg.connect(postgres_url()) as connection:
+        assert connection.execute(f"select count(lang) from {name}").fetchone() == (60,)
+
+
 def test_a_view_that_is_no_index_is_left_alone(store):
     url = new_url("pgvector")
     name = url.partition("#")[2]
