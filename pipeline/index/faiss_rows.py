@@ -264,6 +264,12 @@ def _make(dim: int, settings: FaissSection, num_rows: int, num_train_rows: int) 
         4 * math.isqrt(num_rows), num_train_rows // TRAIN_ROWS_PER_LIST
     )
     num_lists = max(1, num_lists)
+    if num_lists > num_train_rows:
+        raise ConfigError(
+            f"faiss.num_lists: {num_lists:,} lists need as many rows to train on, found "
+            f"{num_train_rows:,} (of {num_rows:,}; faiss.max_train_rows is "
+            f"{settings.max_train_rows:,}); take fewer lists, or null, which fits them to the rows"
+        )
     if settings.type == "ivf":
         spec = f"IVF{num_lists},{flat}"
         index = _quiet(faiss.index_factory(dim, spec, faiss.METRIC_INNER_PRODUCT))

@@ -21,8 +21,17 @@ def open_feeder(config: IndexConfig) -> IndexFeeder:
     """What feeds the configured index.
 
     Raises:
-        ConfigError: the kind's package is not installed, or the URL is not one.
+        ConfigError: the kind's package is not installed, or the URL is not one, or one of another
+            kind.
     """
+    is_postgres = config.index.path.startswith(_POSTGRES)
+    if is_postgres is not (config.index.kind == "pgvector"):
+        expected = "a directory" if is_postgres else "postgresql://host/database#name"
+        found = "a URL of PostgreSQL" if is_postgres else "a directory"
+        raise ConfigError(
+            f"index.path: index.kind is {config.index.kind}, which expects {expected}, found "
+            f"{found}; change one of the two"
+        )
     need_package(config.index.kind)
     return _FEEDERS[config.index.kind](config)
 

@@ -12,7 +12,7 @@ import re
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pgvector.psycopg import register_vector
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from pipeline.errors import (
     CommitConflictError,
@@ -49,6 +50,8 @@ STATE_TABLE = "elmo_indexes"
 SECTION = "pgvector"
 # Of pgvector's indexes on the type vector.
 MAX_INDEXED_DIM = 2000
+# Parameters of a connection that nobody but its user may see.
+_SECRETS = {"password", "sslpassword"}
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,29}")
 _BUILT_WITH = ("type", "num_links", "build_depth", "num_lists")
 # Readers that are at work keep the last but one table from going; a later run removes it.
@@ -126,6 +129,8 @@ class PgvectorDraft:
         self._connection = connection
         found = feeder.locked_state(connection)
         check_base(feed, None if found is None else found.state, feeder.url)
+        if found is None:
+            _check_name_is_free(connection, feeder.name, feeder.url)
         self._is_full = feed.is_full
         if feeder.section.type != "flat" and feed.state.dim > MAX_INDEXED_DIM:
             raise ConfigError(
@@ -172,9 +177,7 @@ class PgvectorDraft:
             [name, json.dumps(record), self._table],
         )
         if self._is_full:
-            view, table = sql.Identifier(name), sql.Identifier(self._table)
-            connection.execute(sql.SQL("drop view if exists {}").format(view))
-            connection.execute(sql.SQL("create view {} as select * from {}").format(view, table))
+            _turn_view(connection, name, self._table)
         try:
             connection.commit()
         except psycopg.OperationalError as error:
@@ -254,21 +257,22 @@ def open_pgvector(url: str) -> PgvectorReader | None:
 
     Raises:
         ConfigError: the URL holds a password, or a name that cannot be one.
+        CorruptFileError: the table of the index is gone.
         StorageError: the server cannot be reached.
     """
     connect_to, name = split_url(url)
-    with _reporting(connect_to):
+    with _reporting(connect_to), ExitStack() as closing:
         connection = psycopg.connect(connect_to)
+        closing.callback(connection.close)
         # What is seen is settled by the first statement, whatever is committed later.
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        found = _read_state(connection, name)
+        found = _locked_table(connection, name)
         if found is None:
-            connection.close()
             return None
         register_vector(connection)
-    reader = PgvectorReader(connection, found.state, found.table, found.section)
-    weakref.finalize(reader, connection.close)
-    return reader
+        reader = PgvectorReader(connection, found.state, found.table, found.section)
+        weakref.finalize(reader, closing.pop_all().close)
+        return reader
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -277,12 +281,19 @@ def split_url(url: str) -> tuple[str, str]:
     Raises:
         ConfigError: the URL holds a password, or a name that cannot be one.
     """
-    if has_credentials(url):
+    connect_to, _, name = url.partition("#")
+    try:
+        parameters = conninfo_to_dict(connect_to)
+    except psycopg.ProgrammingError:
+        # What libpq says of it repeats parts of the URL, and with them perhaps a password.
+        raise ConfigError(
+            "index.path: libpq cannot read this URL; expected postgresql://host/database#name"
+        ) from None
+    if has_credentials(url) or _SECRETS & parameters.keys():
         raise ConfigError(
             "index.path: a password does not belong in a URL; give it by the environment "
             "(PGPASSWORD, or a password file)"
         )
-    connect_to, _, name = url.partition("#")
     name = name or DEFAULT_NAME
     if not _NAME.fullmatch(name):
         raise ConfigError(
@@ -341,6 +352,47 @@ def _read_state(connection: Connection, name: str) -> _Held | None:
     if state.settings.get("kind") != KIND:
         raise CorruptFileError(f"{STATE_TABLE}: {name} is not of kind {KIND}")
     return _Held(state, str(found[1]), PgvectorSection.model_validate(found[0].get(SECTION, {})))
+
+
+def _locked_table(connection: Connection, name: str) -> _Held | None:
+    """What is published, its table held so that no later build removes it."""
+    gone = None
+    while (found := _read_state(connection, name)) is not None:
+        lock = sql.SQL("lock table {} in access share mode").format(sql.Identifier(found.table))
+        try:
+            connection.execute(lock)
+        except psycopg.errors.UndefinedTable:
+            # Removed since the state was read; a second time, by somebody else than a feeder.
+            connection.rollback()
+            if found.table == gone:
+                raise CorruptFileError(
+                    f"{STATE_TABLE}: {name}: its table {gone} is gone; build it anew with --rebuild"
+                ) from None
+            gone = found.table
+        else:
+            return found
+    return None
+
+
+def _check_name_is_free(connection: Connection, name: str, url: str) -> None:
+    there = connection.execute("select to_regclass(%s)", [name]).fetchone()
+    if there is not None and there[0] is not None:
+        raise ConfigError(
+            f"{url}: {name} is there already and {STATE_TABLE} does not name it, so it is no "
+            "index; give another name after '#', or remove it"
+        )
+
+
+def _turn_view(connection: Connection, name: str, table: str) -> None:
+    """Let the view show another table; grants and what builds on it stay, if columns are equal."""
+    names = sql.Identifier(name), sql.Identifier(table)
+    try:
+        with connection.transaction():
+            replaced = sql.SQL("create or replace view {} as select * from {}").format(*names)
+            connection.execute(replaced)
+    except psycopg.errors.InvalidTableDefinition:
+        connection.execute(sql.SQL("drop view {}").format(names[0]))
+        connection.execute(sql.SQL("create view {} as select * from {}").format(*names))
 
 
 def _create_table(connection: Connection, table: str, schema: pa.Schema) -> None:

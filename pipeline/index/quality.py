@@ -112,7 +112,8 @@ def measure(
     queries_QD = unit(rows.sample(section.sample, MAX_SAMPLE_FILES))
     if not len(queries_QD):
         why = "quality.sample is 0" if not section.sample else "the snapshot is empty"
-        return Quality(0, notes=(f"recall and moved neighbours were not measured: {why}",))
+        note = f"recall, moved neighbours and the new vectors' length were not measured: {why}"
+        return Quality(0, problems=_emptied(rows, published, section), notes=(note,))
     answers = None if reader is None else reader.search(queries_QD, NUM_NEIGHBOURS)
     scan = _Scan(queries_QD, answers)
     both, only_old = _files(rows, published)
@@ -131,6 +132,19 @@ def measure(
             norm_change = mean_norm[0] / scan.old_norm - 1
     quality = Quality(len(queries_QD), scan.recall(), moved, norm_change, notes=tuple(notes))
     return replace(quality, problems=tuple(_problems(quality, section)))
+
+
+def _emptied(
+    rows: SnapshotRows, published: SnapshotRows | None, section: QualitySection
+) -> tuple[str, ...]:
+    """A snapshot without rows where the published one has some: no query can tell of it."""
+    was = 0 if published is None else published.num_rows
+    if rows.num_rows or not was or section.max_moved_share is None:
+        return ()
+    return (
+        f"the snapshot is empty, the published one has {was:,} rows: look at the corpus; with "
+        "quality.max_moved_share = null an empty index is published",
+    )
 
 
 def _problems(quality: Quality, section: QualitySection) -> list[str]:

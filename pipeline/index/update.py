@@ -103,13 +103,20 @@ def plan_update(config: IndexConfig, feeder: IndexFeeder, *, rebuild: bool) -> I
     if held is None:
         return IndexPlan("full", "there is no index yet", rows, None, None)
     before = _held_snapshot(store, held)
-    is_comparable = before is not None and before.fingerprint == snapshot.fingerprint
     published = None
-    if before is not None and is_comparable and rows.vector_column == held.vector_column:
+    # Another directory's snapshot of the same number is not what the index holds.
+    if before is not None and (before.run_id, before.fingerprint, rows.vector_column) == (
+        held.run_id,
+        snapshot.fingerprint,
+        held.vector_column,
+    ):
         published = SnapshotRows(store.storage, before, held.vector_column)
     if rebuild:
         return IndexPlan("full", "--rebuild was given", rows, held, published)
     _check(config, snapshot, held, before)
+    if before is None:
+        reason = f"snapshot {held.snapshot} has expired, so its history cannot be checked"
+        return IndexPlan("full", reason, rows, held, None)
     for what, expected, found in (
         ("columns", rows.columns, held.columns),
         ("vector column", rows.vector_column, held.vector_column),

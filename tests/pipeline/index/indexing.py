@@ -6,16 +6,21 @@ import atexit
 import functools
 import os
 import shutil
+import subprocess
 import tempfile
+import time
 import uuid
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import faiss
 import numpy as np
+import psycopg
 import pyarrow as pa
-import pytest
 
 from pipeline.config import OutputConfig, build
 from pipeline.data_files import DataFileWriter
@@ -29,11 +34,11 @@ from pipeline.storage import Storage
 from tests.pipeline.snapshots import DIM, table_schema
 from tests.pipeline.snapshots import snapshot as new_snapshot
 
-# pgserver looks for it, and warns.
-os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())
 # Threads that wait for one another in a loop cost more here than they save: the tables are tiny.
 faiss.omp_set_num_threads(1)
 
+# Far longer than anything takes on a busy machine; only what hangs is stopped by it.
+HANGS_AFTER_SECONDS = 300
 # The tests' tables are small and change as a whole: drift is normal in most of them.
 ANY_QUALITY = {"max_moved_share": None, "min_recall": None}
 
@@ -52,12 +57,40 @@ def config_of(store: SnapshotStore, url: str, **sections: Any) -> IndexConfig:
 @functools.cache
 def postgres_url() -> str:
     """A database of a PostgreSQL server with pgvector, which ends with this process."""
-    pgserver = pytest.importorskip("pgserver")
+    with warnings.catch_warnings():
+        # Of a machine without a directory for what runs, which is not needed here.
+        warnings.simplefilter("ignore")
+        import pgserver
+
     # A socket's path has at most 107 characters.
     directory = tempfile.mkdtemp(prefix="pg", dir="/tmp")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    server = pgserver.get_server(directory)
-    return f"postgresql:///postgres?user=postgres&host={quote(server.get_uri().split('host=')[1])}"
+    atexit.register(_end_server, Path(pgserver.__file__).parent, directory)
+    # It waits ten seconds for the server and then leaves it to itself: on a busy machine too short.
+    with suppress(subprocess.TimeoutExpired):
+        pgserver.get_server(directory)
+    url = f"postgresql:///postgres?user=postgres&host={quote(directory)}"
+    deadline = time.monotonic() + HANGS_AFTER_SECONDS
+    while True:
+        try:
+            psycopg.connect(url).close()
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return url
+
+
+def _end_server(package: Path, directory: str) -> None:
+    """Stop the server, where it runs, and remove its directory."""
+    subprocess.run(
+        [package / "pginstall/bin/pg_ctl", "-D", directory, "-m", "immediate", "stop"],
+        user=os.stat(directory).st_uid,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def new_url(kind: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import CorruptFileError, UnsafeStoreError
+from pipeline.errors import ConfigError, CorruptFileError, UnsafeStoreError
 from pipeline.hits import unit
 from pipeline.index.kinds import open_index
 from pipeline.index.versions import ORPHAN_HOURS, IndexVersions
@@ -107,6 +107,13 @@ def test_lists_that_were_made_for_far_fewer_rows_are_made_anew(store, local_url)
     report = feed(store, local_url, faiss={"type": "ivf"})
     assert report.action == "full"
     assert "holds 210 rows and was trained for 50" in report.reason
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf_pq"])
+def test_more_lists_than_rows_to_train_on_are_refused(store, local_url, kind):
+    put(store, *names(300))
+    with pytest.raises(ConfigError, match="faiss.num_lists: 301 lists .* found 300 .* fewer"):
+        feed(store, local_url, faiss={"type": kind, "num_lists": 301})
 
 
 def test_codes_come_once_there_are_rows_to_train_on(store, local_url):

@@ -32,6 +32,7 @@ from pipeline.snapshot.compact import compact
 from pipeline.storage import open_storage
 from tests.pipeline.histories import Document, Night
 from tests.pipeline.index.indexing import (
+    HANGS_AFTER_SECONDS,
     commit,
     config_of,
     feed,
@@ -224,6 +225,29 @@ def test_the_snapshots_of_another_directory_are_refused(store, memory_url):
     assert ids_in(memory_url) == {"a", "b", "d"}
 
 
+def test_where_the_held_snapshot_has_expired_its_history_is_not_taken_on_trust(store, memory_url):
+    """What follows the number that the index holds may be what another directory changed."""
+    feed(store, memory_url)
+    other = memory_store()
+    for text in ("one", "two", "three"):
+        Night({"x": Document(text), text: Document("one")}).commit(other)
+    other.storage.delete(manifest_path(2))
+    report = feed(other, memory_url)
+    assert report.action == "full"
+    assert report.reason == "snapshot 2 has expired, so its history cannot be checked"
+    assert ids_in(memory_url) == {"x", "one", "two", "three"}
+
+
+def test_a_rebuild_from_another_directory_is_not_compared_with_its_snapshots(store, memory_url):
+    feed(store, memory_url)
+    other = memory_store()
+    for _ in range(3):
+        Night({"x": Document(uuid.uuid4().hex)}).commit(other)
+    report = feed(other, memory_url, rebuild=True)
+    assert report.quality.moved_share is None
+    assert "there is no earlier snapshot to compare" in report.quality.notes[0]
+
+
 def test_an_older_snapshot_than_the_index_holds_needs_a_rebuild(store, memory_url):
     feed(store, memory_url)
     with pytest.raises(ConfigError, match="holds snapshot 2, which is later than 1"):
@@ -332,29 +356,44 @@ def test_readers_see_the_old_or_the_new_index_and_never_a_half(local_url, kind):
     url = new_url(kind)
     turnover(store, 1)
     feed(store, url, **options)
-    seen: list[int] = []
-    is_done, failures = threading.Event(), []
+    seen: set[int] = set()
+    failures: list[BaseException] = []
+    is_done, has_read = threading.Event(), threading.Condition()
 
     def read() -> None:
         while not is_done.is_set():
             try:
-                seen.append(check_whole(url))
+                number = check_whole(url)
             except BaseException as error:
-                failures.append(error)
+                with has_read:
+                    failures.append(error)
+                    has_read.notify_all()
                 return
+            with has_read:
+                seen.add(number)
+                has_read.notify_all()
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
+    def wait_for(night: int) -> None:
+        with has_read:
+            is_seen = has_read.wait_for(lambda: night in seen or failures, HANGS_AFTER_SECONDS)
+        assert failures == []
+        assert is_seen, f"no reader came to night {night}"
+
+    readers = [threading.Thread(target=read, daemon=True) for _ in range(2)]
     for reader in readers:
         reader.start()
-    # As a whole and by what changed in turns.
-    for night in range(2, 9):
-        turnover(store, night)
-        feed(store, url, rebuild=bool(night % 2), **options)
-    is_done.set()
-    for reader in readers:
-        reader.join()
+    try:
+        wait_for(1)
+        # As a whole and by what changed in turns.
+        for night in range(2, 9):
+            turnover(store, night)
+            feed(store, url, rebuild=bool(night % 2), **options)
+            wait_for(night)
+    finally:
+        is_done.set()
+        for reader in readers:
+            reader.join(HANGS_AFTER_SECONDS)
     assert failures == []
-    assert len(set(seen)) > 2
     assert check_whole(url) == 8
 
 

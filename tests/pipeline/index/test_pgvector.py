@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from pgvector.psycopg import register_vector
 
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, CorruptFileError, StorageError
 from pipeline.hits import unit
 from pipeline.index import pgvector_index
 from pipeline.index.kinds import open_index
@@ -100,10 +100,79 @@ def test_a_reader_sees_its_state_whatever_is_published(store):
     assert found(open_index(url), np.ones(DIM), 60) != before
 
 
+def test_the_table_of_a_reader_that_has_not_searched_yet_stays(store, monkeypatch):
+    monkeypatch.setattr(pgvector_index, "_DROP_TIMEOUT", "50ms")
+    url = new_url("pgvector")
+    feed(store, url, **SECTIONS)
+    reader = open_index(url)
+    for _ in range(2):
+        feed(store, url, rebuild=True, **SECTIONS)
+    assert len(found(reader, np.ones(DIM), 60)) == 60
+
+
+def test_an_index_whose_table_was_removed_is_said_to_be_damaged(store):
+    url = new_url("pgvector")
+    feed(store, url, **SECTIONS)
+    name = url.partition("#")[2]
+    with psycopg.connect(postgres_url()) as connection:
+        statement = "select table_name from elmo_indexes where name = %s"
+        (table,) = connection.execute(statement, [name]).fetchone()
+        connection.execute(f"drop table {table} cascade")
+    with pytest.raises(CorruptFileError, match="is gone; build it anew with --rebuild"):
+        open_index(url)
+    assert feed(store, url, rebuild=True, **SECTIONS).is_published
+    assert len(ids_in(url)) == 60
+
+
+def test_a_full_build_keeps_the_grants_of_the_view(store):
+    url = new_url("pgvector")
+    name = url.partition("#")[2]
+    feed(store, url, **SECTIONS)
+    with psycopg.connect(postgres_url()) as connection:
+        connection.execute(f"grant select on {name} to public")
+        connection.execute(f"create view {name}_ids as select id from {name}")
+    Night(deletes=["doc-0"]).commit(store)
+    feed(store, url, rebuild=True, **SECTIONS)
+    with psycopg.connect(postgres_url()) as connection:
+        asked = "select count(*), has_table_privilege('public', %s, 'select') from {}_ids"
+        assert connection.execute(asked.format(name), [name]).fetchone() == (59, True)
+
+
+def test_a_view_with_other_columns_is_made_anew(store):
+    url = new_url("pgvector")
+    name = url.partition("#")[2]
+    feed(store, url, **SECTIONS)
+    with psycopg.connect(postgres_url()) as connection:
+        connection.execute(f"alter view {name} rename column lang to language")
+    feed(store, url, rebuild=True, **SECTIONS)
+    with psycopg.connect(postgres_url()) as connection:
+        assert connection.execute(f"select count(lang) from {name}").fetchone() == (60,)
+
+
+def test_a_view_that_is_no_index_is_left_alone(store):
+    url = new_url("pgvector")
+    name = url.partition("#")[2]
+    with psycopg.connect(postgres_url()) as connection:
+        connection.execute(f"create view {name} as select 7 as seven")
+    with pytest.raises(ConfigError, match="give another name after '#'"):
+        feed(store, url, **SECTIONS)
+    with psycopg.connect(postgres_url()) as connection:
+        assert connection.execute(f"select seven from {name}").fetchone() == (7,)
+
+
+def test_a_url_of_postgresql_is_no_directory(store):
+    with pytest.raises(ConfigError, match="which expects a directory, found a URL of PostgreSQL"):
+        feed(store, "postgresql://host/db#name")
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
         ("postgresql://user:secret@host/db", "a password does not belong in a URL"),
+        ("postgresql://host/db?password=secret", "a password does not belong in a URL"),
+        ("postgresql://host/db?pass%77ord=secret", "a password does not belong in a URL"),
+        ("postgresql://host/db?secret=secret", "cannot read this URL"),
+        ("s3://secret/index", "which expects postgresql://host/database#name"),
         ("postgresql://host/db#Drop Table", "cannot name an index"),
     ],
 )

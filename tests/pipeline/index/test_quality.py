@@ -161,5 +161,20 @@ def test_without_a_sample_nothing_is_measured_and_that_is_said(store, local_url)
     report = feed(store, local_url, quality={"sample": 0, "min_recall": 1.0})
     assert report.is_published
     assert report.quality.notes == (
-        "recall and moved neighbours were not measured: quality.sample is 0",
+        "recall, moved neighbours and the new vectors' length were not measured: "
+        "quality.sample is 0",
     )
+
+
+def test_an_empty_snapshot_does_not_empty_the_index_unless_any_drift_may_be_published(
+    store, local_url
+):
+    fill(store, random_vectors(20))
+    feed(store, local_url)
+    commit(store, [])
+    report = feed(store, local_url, quality={"max_moved_share": 0.5})
+    assert report.is_published is False
+    assert "the snapshot is empty, the published one has 20 rows" in report.quality.problems[0]
+    assert open_index(local_url).state.num_rows == 20
+    assert feed(store, local_url).is_published
+    assert open_index(local_url).state.num_rows == 0
