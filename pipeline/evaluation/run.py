@@ -15,7 +15,9 @@ from typing import Any
 from elmo_model.directory import ModelFiles
 from elmo_model.encoder import Encoder
 from pipeline.config import EmbedConfig, ModelConfig, build
+from pipeline.errors import ConfigError
 from pipeline.evaluation.bilms import (
+    AVERAGE,
     UNTRAINED,
     LayerVectors,
     OneLine,
@@ -26,8 +28,8 @@ from pipeline.evaluation.bilms import (
 )
 from pipeline.evaluation.mix import LearnedMix
 from pipeline.evaluation.scores import Score, best_of, judge
-from pipeline.evaluation.systems import Lexical, RandomWords, System
-from pipeline.evaluation.task import Table, Task
+from pipeline.evaluation.systems import BASELINES, Lexical, RandomWords, System
+from pipeline.evaluation.task import LEARNED_MIX, Table, Task
 from pipeline.model import layer_choice, load_files, open_model
 from pipeline.snapshot.commit import SnapshotStore
 from pipeline.snapshot.read import open_snapshot
@@ -99,8 +101,14 @@ def all_systems(measured: Measured, others: Mapping[str, str]) -> list[System]:
         others: URLs of model directories or snapshots by the names that they are shown under.
 
     Raises:
-        ConfigError: another is neither, or its files do not fit together.
+        ConfigError: another is neither, its files do not fit together, or it has the name of a
+            line that each table has.
     """
+    taken = {*BASELINES, UNTRAINED, AVERAGE, LEARNED_MIX}
+    taken |= {layer_name(place) for place in range(measured.encoder.num_layers)}
+    for name in others:
+        if name in taken:
+            raise ConfigError(f"--against {name}: is the name of another line; choose another name")
     encoder = measured.encoder
     device = str(encoder.device)
     fresh = Encoder(untrained(measured.files), device=device)

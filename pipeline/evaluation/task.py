@@ -15,6 +15,8 @@ from pipeline.evaluation.mix import LearnedMix
 from pipeline.evaluation.scores import Row, Statistic
 from pipeline.evaluation.systems import System, Vectors
 
+LEARNED_MIX = "learned mix"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -69,7 +71,7 @@ def lines_of(
         lines += take(system)
         if learn is not None and isinstance(system, TrainedBilm):
             mix = learn(system)
-            lines.append(Vectors("learned mix", "model", mix.apply(system.layers)))
+            lines.append(Vectors(LEARNED_MIX, "model", mix.apply(system.layers)))
     return lines, mix
 
 

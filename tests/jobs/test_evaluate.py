@@ -145,11 +145,24 @@ def test_the_text_shows_scores_intervals_and_verdicts(directory, reviews, capsys
         (("--model", "m", "--data", "x", "--tasks", "glue"), "unknown; known: scifact"),
         (("--model", "m", "--data", "x", "--tasks", "wic"), "x has no wic/train.data.txt"),
         (("--model", "m", "--data", "x", "--max-items", "0"), "expected 1 or more"),
+        (("--model", "m", "--against", "a=x", "--against", "a=y"), "--against a: given twice"),
+        (("--model", "m", "--tasks", "wic"), "give --data DIR too"),
+        (("--model", "m", "--page", "nowhere://b/x.html"), "nowhere"),
+        (("--model", "m", "--page", "pages/"), "names a directory"),
     ],
 )
 def test_a_wrong_flag_is_one_clear_line(words, message, capsys):
     assert main(JOB, [*words, "--quiet"]) in (2, 3)
     assert message in capsys.readouterr().err
+
+
+def test_two_tasks_or_lines_of_one_name_are_refused(directory, reviews, capsys):
+    own = ["--own", f"classification={reviews}"]
+    model = ["--model", str(directory), *own, "--quiet"]
+    assert main(JOB, [*model, *own]) == 2
+    assert "a task 'classification reviews.csv' already" in capsys.readouterr().err
+    assert main(JOB, [*model, "--against", f"layer 1={directory}"]) == 2
+    assert "--against layer 1: is the name of another line" in capsys.readouterr().err
 
 
 def test_a_dry_run_reads_the_sets_and_no_model(reviews, capsys):

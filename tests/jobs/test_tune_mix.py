@@ -120,6 +120,8 @@ def test_pairs_are_scored_by_rank(models, reviews, capsys):
     code, status = run(capsys, reviews, *flags, "--model", models[0])
     assert code == 0
     assert status["result"]["metric"] == "Spearman"
+    # Whether two words are equal is what the score says, and |u - v| of the mix shows it.
+    assert status["result"]["scores"][0]["value"] > 0.7
 
 
 def test_a_snapshot_of_all_layers_gives_the_mix_that_its_model_gives(
@@ -194,6 +196,8 @@ def test_what_is_no_mix_is_named(content, message, tmp_path):
         (("--text", "a", "b", "c"), "expected one column, or two for pairs, got 3"),
         (("--label", "text", "--target", "score"), "expected scores"),
         (("--l2", "-1"), "expected 0 or more"),
+        (("--snapshot", "x", "--dry-run"), "give --snapshot, or a model"),
+        (("--chart", "nowhere://b/x.png"), "nowhere"),
         ((), "give either model.directory or both"),
     ],
 )
