@@ -90,7 +90,7 @@ def run(call: Call) -> JobResult:
     if call.dry_run:
         text = f"Would learn a mix from {len(labelled.labels):,} rows of {flags.labelled}"
         return JobResult({"rows": len(labelled.labels)}, text)
-    parts, weights_sha256 = _vectors(flags, labelled)
+    labelled, parts, weights_sha256 = _vectors(flags, labelled)
     tuned = tune(labelled, parts, flags.l2)
     if flags.output:
         from pipeline.mix_file import MixFile
@@ -110,7 +110,9 @@ def run(call: Call) -> JobResult:
     return _described(flags, tuned, weights_sha256)
 
 
-def _vectors(flags: argparse.Namespace, labelled: LabelledSet) -> tuple[list[Any], str]:
+def _vectors(
+    flags: argparse.Namespace, labelled: LabelledSet
+) -> tuple[LabelledSet, list[Any], str]:
     from pipeline.config import TextConfig
     from pipeline.evaluation.run import open_measured
     from pipeline.evaluation.tune import embedded, from_snapshot
@@ -119,7 +121,8 @@ def _vectors(flags: argparse.Namespace, labelled: LabelledSet) -> tuple[list[Any
         return from_snapshot(labelled, flags.snapshot)
     measured = open_measured(measured_model(flags))
     text = TextConfig(tokenizer=flags.tokenizer)
-    return embedded(labelled, measured.vectors, text), measured.encoder.weights_sha256
+    parts = embedded(labelled, measured.vectors, text)
+    return labelled, parts, measured.encoder.weights_sha256
 
 
 def _described(flags: argparse.Namespace, tuned: Tuned, weights_sha256: str) -> JobResult:
