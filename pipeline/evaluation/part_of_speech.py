@@ -46,12 +46,18 @@ class PartOfSpeech:
         """Read CoNLL-U files; at most `max_items` sentences of each.
 
         Raises:
-            SourceError: a file is not CoNLL-U, or has no sentence.
+            SourceError: a file is not CoNLL-U, has no sentence, or one tag only to learn.
         """
         learned = thinned(read_conllu(train), max_items)
         lengths = np.cumsum([len(sentence) for sentence in learned])
         num_kept = max(1, int(np.searchsorted(lengths, MAX_TRAIN_TOKENS, side="right")))
-        return cls(thinned(learned, num_kept), thinned(read_conllu(test), max_items))
+        # Those at even distances may be longer than the first ones, which were counted.
+        kept = thinned(learned, num_kept)
+        lengths = np.cumsum([len(sentence) for sentence in kept])
+        kept = kept[: max(1, int(np.searchsorted(lengths, MAX_TRAIN_TOKENS, side="right")))]
+        if len({tag for sentence in kept for _, tag in sentence}) < 2:
+            raise SourceError(f"{train}: one tag in {len(kept)} sentences; expected two or more")
+        return cls(kept, thinned(read_conllu(test), max_items))
 
     def measure(self, systems: Sequence[System]) -> Outcome:
         """Accuracy over tokens of logistic regression on their vectors."""

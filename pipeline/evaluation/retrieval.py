@@ -22,7 +22,13 @@ from numpy.typing import NDArray
 from pipeline.config import TextConfig
 from pipeline.errors import SourceError
 from pipeline.evaluation.documents import Document, flat_tokens, thinned, tokenised
-from pipeline.evaluation.read_text import columns_of, find_file, read_rows, read_text
+from pipeline.evaluation.read_text import (
+    columns_of,
+    find_file,
+    numbers_of,
+    read_rows,
+    read_text,
+)
 from pipeline.evaluation.scores import Ratio
 from pipeline.evaluation.systems import System, Vectors, centered_unit
 from pipeline.evaluation.task import Outcome, lines_of, table
@@ -149,7 +155,7 @@ def read_beir(folder: Path) -> Collection:
     """A directory of corpus.jsonl, queries.jsonl and qrels/test.tsv.
 
     Raises:
-        SourceError: a file is missing or has other columns.
+        SourceError: a file is missing, has other columns, or a judgement is no number.
     """
     tables = []
     wanted = {
@@ -166,8 +172,9 @@ def read_beir(folder: Path) -> Collection:
         tables.append(rows)
     corpus, queries, judged = tables
     relevant: dict[str, set[str]] = {}
-    for row in judged:
-        if float(row["score"]) > 0:
+    scores = numbers_of(folder / "qrels/test.tsv", judged, "score")
+    for row, score in zip(judged, scores, strict=True):
+        if score > 0:
             relevant.setdefault(row["query-id"], set()).add(row["corpus-id"])
     return Collection(
         {row["_id"]: f"{row.get('title', '')}\n{row['text']}".strip() for row in corpus},

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import TextConfig
-from pipeline.errors import SourceError
 from pipeline.evaluation.bilms import TrainedBilm
 from pipeline.evaluation.documents import Document, thinned, tokenised
 from pipeline.evaluation.mix import Items, LearnedMix, learn_mix
-from pipeline.evaluation.read_text import columns_of, read_rows
+from pipeline.evaluation.read_text import columns_of, numbers_of, read_rows
 from pipeline.evaluation.scores import RankCorrelation
 from pipeline.evaluation.systems import System, centered_unit, pair_cosines
 from pipeline.evaluation.task import Outcome, lines_of, table
@@ -81,10 +80,7 @@ def _read(
 ) -> tuple[list[Document], NDArray[np.float64]]:
     rows = list(read_rows(path))
     columns_of(path, rows, COLUMNS)
+    gold = np.array(thinned(numbers_of(path, rows, "score"), max_items))
     rows = thinned(rows, max_items)
-    try:
-        gold = np.array([float(row["score"]) for row in rows])
-    except ValueError as error:
-        raise SourceError(f"{path}: column score: {error}; expected numbers") from None
     sentences = [row[name] for name in COLUMNS[:2] for row in rows]
     return tokenised(sentences, text), gold

@@ -40,7 +40,7 @@ class WordSimilarity:
         """Read lines of two words and a score.
 
         Raises:
-            SourceError: a line is something else.
+            SourceError: a line is something else, or there is none.
         """
         pairs = []
         for number, line in enumerate(lines, 1):
@@ -51,6 +51,8 @@ class WordSimilarity:
                 raise SourceError(
                     f"{where}: line {number}: expected word, word and score between tabs"
                 ) from None
+        if not pairs:
+            raise SourceError(f"{where}: has no line; expected word, word and score between tabs")
         pairs = thinned(pairs, max_items)
         words = [pair[place] for place in (0, 1) for pair in pairs]
         return cls([str(word) for word in words], np.array([pair[2] for pair in pairs]))
@@ -78,7 +80,7 @@ class Analogies:
         """Read questions; sections named `gram...` are about form, all others about meaning.
 
         Raises:
-            SourceError: a line has not four words.
+            SourceError: a line has not four words, or there is none.
         """
         number: dict[str, int] = {}
         questions, is_form, section = [], [], ""
@@ -91,6 +93,8 @@ class Analogies:
                 raise SourceError(f"{path}: line {place}: expected four words or ': section'")
             questions.append([number.setdefault(word, len(number)) for word in words])
             is_form.append(section.startswith("gram"))
+        if not questions:
+            raise SourceError(f"{path}: has no question; expected lines of four words")
         kept = thinned(range(len(questions)), max_items)
         return cls(list(number), np.array(questions)[kept], np.array(is_form)[kept])
 
