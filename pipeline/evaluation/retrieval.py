@@ -38,6 +38,7 @@ NDCG_DEPTH, RECALL_DEPTH = 10, 100
 DOCUMENTS_PER_QUERY = 10
 # On SciFact and Cranfield no worse than BEIR's 0.9 and 0.4: a baseline is given its best.
 _K1, _B = 1.5, 0.75
+_CHUNK_QUERIES = 64
 _STRINGS = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
 
 
@@ -112,8 +113,13 @@ class Retrieval:
 
     def _ranking(self, line: Vectors, num_documents: int) -> NDArray[np.int64]:
         unit = centered_unit(line.matrix, num_documents)
-        scores_QN = unit[num_documents:] @ unit[:num_documents].T
-        return _best(scores_QN if isinstance(scores_QN, np.ndarray) else scores_QN.toarray())
+        documents, queries = unit[:num_documents], unit[num_documents:]
+        ranked = []
+        for first in range(0, queries.shape[0], _CHUNK_QUERIES):
+            scores_QN = queries[first : first + _CHUNK_QUERIES] @ documents.T
+            dense_QN = scores_QN if isinstance(scores_QN, np.ndarray) else scores_QN.toarray()
+            ranked += [_best(scores_N) for scores_N in dense_QN]
+        return np.stack(ranked)
 
     def _bm25(self) -> NDArray[np.int64]:
         from bm25s import BM25
@@ -122,7 +128,7 @@ class Retrieval:
         logging.getLogger("bm25s").setLevel(logging.WARNING)
         index = BM25(k1=_K1, b=_B)
         index.index([self._terms(document) for document in self.documents], show_progress=False)
-        return _best(np.stack([index.get_scores(self._terms(query)) for query in self.queries]))
+        return np.stack([_best(index.get_scores(self._terms(query))) for query in self.queries])
 
     def _terms(self, document: Document) -> list[str]:
         tokens = [token.lower() for token in flat_tokens(document)]
@@ -263,6 +269,10 @@ def _smart_records(path: Path) -> list[tuple[str, dict[str, str]]]:
     return records
 
 
-def _best(scores_QN: NDArray[np.floating]) -> NDArray[np.int64]:
-    """The first `RECALL_DEPTH` documents of each query, the best first; equal scores by number."""
-    return np.argsort(-scores_QN, axis=1, kind="stable")[:, :RECALL_DEPTH]
+def _best(scores_N: NDArray[np.floating]) -> NDArray[np.int64]:
+    """The first `RECALL_DEPTH` documents of a query, the best first; equal scores by number."""
+    depth = min(RECALL_DEPTH, len(scores_N))
+    last = np.partition(scores_N, len(scores_N) - depth)[len(scores_N) - depth]
+    # All that score as the last one does are sorted too, so that numbers decide among them.
+    candidates = np.flatnonzero(scores_N >= last)
+    return candidates[np.argsort(-scores_N[candidates], kind="stable")[:depth]]

@@ -78,6 +78,18 @@ def test_retrieval_scores_are_those_worked_out_by_hand(beir):
     assert found["nDCG@10"]["BM25"] == pytest.approx(expected)  # "cats" is in d1 only
 
 
+def test_documents_of_one_score_come_by_their_number_up_to_the_depth():
+    # 200 documents in two groups, and more queries than are worked on at once.
+    vectors = {"far": [-1, 0], "near": [1, 0], "query": [1, 0]}
+    documents = [[["far" if number < 150 else "near"]] for number in range(200)]
+    count = 70
+    task = Retrieval(documents, [[["query"]]] * count, [{49}] * 69 + [{50}], is_chinese=False)
+    found = values_of(task.measure([Given(vectors)]))
+    # The 50 near ones, then the far ones 0 to 49: document 50 is the first that is left out.
+    assert found["recall@100"]["given"] == pytest.approx((count - 1) / count)
+    assert found["nDCG@10"]["given"] == 0
+
+
 def test_bm25_ranks_chinese_by_characters_that_words_do_not_share(tmp_path):
     task = Retrieval(
         documents=[[["北京", "大学"]], [["上海", "医院"]], [["广州", "机场"]]],
