@@ -98,8 +98,11 @@ class Retrieval:
         """NDCG@10 and recall@100 over the queries."""
         num_documents = len(self.documents)
         everything = [*self.documents, *self.queries]
-        lines, _ = lines_of(systems, lambda system: system.documents(everything, num_documents))
-        ranked = [self._ranking(line, num_documents) for line in lines]
+        lines, ranked, _ = lines_of(
+            systems,
+            lambda system: system.documents(everything, num_documents),
+            lambda line: self._ranking(line, num_documents),
+        )
         lines.insert(0, Vectors("BM25", "baseline", None))
         ranked.insert(0, self._bm25())
         ndcg = [Ratio.mean(self._ndcg(order)) for order in ranked]

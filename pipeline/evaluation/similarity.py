@@ -62,15 +62,14 @@ class Similarity:
             targets = (self.train_gold_N - self.train_gold_N.mean()) / self.train_gold_N.std()
             return learn_mix(Items((first, second), targets, None))[0]
 
-        lines, mix = lines_of(
+        lines, statistics, mix = lines_of(
             systems,
             lambda system: system.documents(everything, num_test),
+            lambda line: RankCorrelation(
+                pair_cosines(centered_unit(line.matrix[:num_test])), self.gold_N
+            ),
             learn if self.train else None,
         )
-        statistics = [
-            RankCorrelation(pair_cosines(centered_unit(line.matrix[:num_test])), self.gold_N)
-            for line in lines
-        ]
         notes = ["Cosines of the means of token vectors, less the mean of all sentences."]
         return Outcome([table("Spearman", lines, statistics)], len(self.gold_N), notes, mix)
 

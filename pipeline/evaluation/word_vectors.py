@@ -59,10 +59,11 @@ class WordSimilarity:
 
     def measure(self, systems: Sequence[System]) -> Outcome:
         """Spearman's rho of the cosines."""
-        lines, _ = lines_of(systems, lambda system: system.words(self.words))
-        statistics = [
-            RankCorrelation(pair_cosines(centered_unit(line.matrix)), self.gold_N) for line in lines
-        ]
+        lines, statistics, _ = lines_of(
+            systems,
+            lambda system: system.words(self.words),
+            lambda line: RankCorrelation(pair_cosines(centered_unit(line.matrix)), self.gold_N),
+        )
         return Outcome([table("Spearman", lines, statistics)], len(self.gold_N), [_ALONE])
 
 
@@ -100,8 +101,11 @@ class Analogies:
 
     def measure(self, systems: Sequence[System]) -> Outcome:
         """Accuracy: is the fourth word nearest to b - a + c, the three left out?"""
-        lines, _ = lines_of(systems, lambda system: system.words(self.words))
-        right = [self._right(line.matrix) for line in lines]
+        lines, right, _ = lines_of(
+            systems,
+            lambda system: system.words(self.words),
+            lambda line: self._right(line.matrix),
+        )
         tables = []
         for name, chosen in (("of meaning", ~self.is_form_Q), ("of form", self.is_form_Q)):
             if chosen.any():
