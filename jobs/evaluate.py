@@ -80,10 +80,12 @@ def run(call: Call) -> JobResult:
         ModelFileError: the model's files.
         StorageError: a store failed.
     """
-    need_packages()
+    need_packages("sklearn", "bm25s", "Stemmer")
     flags = call.arguments
-    model, tasks = measured_model(flags), _tasks(flags)
-    others = dict(_pair("--against", value) for value in flags.against)
+    model, others = measured_model(flags), _others(flags)
+    if flags.page:
+        need_target(flags.page)
+    tasks = _tasks(flags)
     if call.dry_run:
         text = f"Would measure {model.directory or model.weights_file} on {', '.join(tasks)}"
         return JobResult({"tasks": list(tasks)}, text)
@@ -133,8 +135,8 @@ def _write_page(url: str, measured: Measured, data: dict[str, Any]) -> None:
     open_storage(directory).put(name, page(data).encode())
 
 
-def need_packages() -> None:
-    """Make sure that what the extra `evaluation` brings is installed.
+def need_packages(*names: str) -> None:
+    """Make sure that these packages of the extra `evaluation` are installed.
 
     Raises:
         ConfigError: names what is missing.
@@ -143,12 +145,27 @@ def need_packages() -> None:
 
     from pipeline.errors import ConfigError
 
-    missing = [name for name in ("sklearn", "bm25s", "Stemmer") if find_spec(name) is None]
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise ConfigError(
             f"{', '.join(missing)} not installed: install the extra 'evaluation' "
             "(pip install elmo-nightly[evaluation])"
         )
+
+
+def need_target(url: str) -> None:
+    """Make sure, before the work, that a file of this name can be asked of a store.
+
+    Raises:
+        ConfigError: no such protocol, or no name of a file behind the directory.
+    """
+    from pipeline.errors import ConfigError
+    from pipeline.storage import open_storage, split_pattern
+
+    directory, name = split_pattern(url)
+    open_storage(directory)
+    if not name:
+        raise ConfigError(f"{url}: names a directory; expected the file to write")
 
 
 def measured_model(flags: argparse.Namespace) -> ModelConfig:
@@ -169,6 +186,18 @@ def measured_model(flags: argparse.Namespace) -> ModelConfig:
     return build(ModelConfig, values, "--model, --options and --weights")
 
 
+def _others(flags: argparse.Namespace) -> dict[str, str]:
+    from pipeline.errors import ConfigError
+
+    others: dict[str, str] = {}
+    for value in flags.against:
+        name, url = _pair("--against", value)
+        if name in others:
+            raise ConfigError(f"--against {name}: given twice; each needs a name of its own")
+        others[name] = url
+    return others
+
+
 def _tasks(flags: argparse.Namespace) -> dict[str, Task]:
     from pipeline.config import TextConfig
     from pipeline.errors import ConfigError
@@ -176,6 +205,8 @@ def _tasks(flags: argparse.Namespace) -> dict[str, Task]:
 
     if flags.max_items is not None and flags.max_items < 1:
         raise ConfigError(f"--max-items {flags.max_items}: expected 1 or more")
+    if flags.tasks and flags.data is None:
+        raise ConfigError("--tasks chooses among the public sets: give --data DIR too")
     tasks: dict[str, Task] = {}
     if flags.data is not None:
         tasks |= found_in(Path(flags.data), flags.tasks, flags.max_items)
@@ -183,7 +214,12 @@ def _tasks(flags: argparse.Namespace) -> dict[str, Task]:
     for value in flags.own:
         kind, paths = _pair("--own", value)
         files = [Path(path) for path in paths.split(",")]
-        tasks[f"{kind} {files[-1].name}"] = own(kind, files, text, flags.max_items)
+        name = f"{kind} {files[-1].name}"
+        if name in tasks:
+            raise ConfigError(
+                f"--own {value}: there is a task '{name}' already; rename one of the files"
+            )
+        tasks[name] = own(kind, files, text, flags.max_items)
     if not tasks:
         raise ConfigError("nothing to measure on: give --data DIR, or --own KIND=PATH")
     return tasks

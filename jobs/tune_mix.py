@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.command import Call, Job, JobResult, main
-from jobs.evaluate import add_model_flags, measured_model, need_packages
+from jobs.evaluate import add_model_flags, measured_model, need_packages, need_target
 from jobs.table import format_table
 
 if TYPE_CHECKING:
@@ -70,10 +70,18 @@ def run(call: Call) -> JobResult:
     """
     from pipeline.errors import ConfigError
 
-    need_packages()
+    need_packages("scipy")
     flags = call.arguments
-    if flags.l2 < 0:
+    if not flags.l2 >= 0:
         raise ConfigError(f"--l2 {flags.l2}: expected 0 or more")
+    if flags.snapshot and (flags.model or flags.options or flags.weights):
+        raise ConfigError("give --snapshot, or a model to make the vectors with, not both")
+    for url in filter(None, (flags.output, flags.chart)):
+        need_target(url)
+    if flags.chart:
+        from pipeline.evaluation.mix_chart import need_matplotlib
+
+        need_matplotlib()
 
     from pipeline.evaluation.tune import LabelledSet, tune
 
@@ -82,7 +90,7 @@ def run(call: Call) -> JobResult:
     if call.dry_run:
         text = f"Would learn a mix from {len(labelled.labels):,} rows of {flags.labelled}"
         return JobResult({"rows": len(labelled.labels)}, text)
-    parts, weights_sha256 = _vectors(flags, labelled)
+    labelled, parts, weights_sha256 = _vectors(flags, labelled)
     tuned = tune(labelled, parts, flags.l2)
     if flags.output:
         from pipeline.mix_file import MixFile
@@ -102,19 +110,19 @@ def run(call: Call) -> JobResult:
     return _described(flags, tuned, weights_sha256)
 
 
-def _vectors(flags: argparse.Namespace, labelled: LabelledSet) -> tuple[list[Any], str]:
+def _vectors(
+    flags: argparse.Namespace, labelled: LabelledSet
+) -> tuple[LabelledSet, list[Any], str]:
     from pipeline.config import TextConfig
-    from pipeline.errors import ConfigError
     from pipeline.evaluation.run import open_measured
     from pipeline.evaluation.tune import embedded, from_snapshot
 
     if flags.snapshot:
-        if flags.model or flags.options or flags.weights:
-            raise ConfigError("give --snapshot, or a model to make the vectors with, not both")
         return from_snapshot(labelled, flags.snapshot)
     measured = open_measured(measured_model(flags))
     text = TextConfig(tokenizer=flags.tokenizer)
-    return embedded(labelled, measured.vectors, text), measured.encoder.weights_sha256
+    parts = embedded(labelled, measured.vectors, text)
+    return labelled, parts, measured.encoder.weights_sha256
 
 
 def _described(flags: argparse.Namespace, tuned: Tuned, weights_sha256: str) -> JobResult:

@@ -21,7 +21,7 @@ from pipeline.evaluation.mix import Items, LearnedMix, learn_mix
 from pipeline.evaluation.probe import probe
 from pipeline.evaluation.read_text import columns_of, read_lines, read_rows
 from pipeline.evaluation.scores import Ratio
-from pipeline.evaluation.systems import System
+from pipeline.evaluation.systems import System, Vectors
 from pipeline.evaluation.task import Outcome, lines_of, table
 
 Labelled = tuple[str, str]
@@ -78,14 +78,16 @@ class Classification:
             items = Items((model.layers[:num_train],), labels[:num_train], len(self.classes))
             return learn_mix(items)[0]
 
-        lines, mix = lines_of(
-            systems, lambda system: system.documents(self.documents, num_train), learn
-        )
-        statistics, unfinished = [], []
-        for line in lines:
+        unfinished = []
+
+        def score(line: Vectors) -> Ratio:
             found = probe(line.matrix[:num_train], labels[:num_train], line.matrix[num_train:])
-            statistics.append(Ratio.mean(found.predicted_N == labels[num_train:]))
-            unfinished += [] if found.converged else [line.name]
+            unfinished.extend([] if found.converged else [line.name])
+            return Ratio.mean(found.predicted_N == labels[num_train:])
+
+        lines, statistics, mix = lines_of(
+            systems, lambda system: system.documents(self.documents, num_train), score, learn
+        )
         largest = np.bincount(labels[:num_train]).argmax()
         share = float(np.mean(labels[num_train:] == largest))
         notes = [

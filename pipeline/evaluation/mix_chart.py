@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.bilms import layer_name
 from pipeline.evaluation.tune import Tuned
 from pipeline.storage import open_storage, split_pattern
+
+
+def need_matplotlib() -> None:
+    """Make sure that a chart can be drawn.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ConfigError("--chart needs matplotlib: install the extra 'plots'")
 
 
 def draw_mix(tuned: Tuned, title: str, url: str) -> None:
@@ -17,11 +28,10 @@ def draw_mix(tuned: Tuned, title: str, url: str) -> None:
         ConfigError: matplotlib is not installed.
         StorageError: the store failed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("--chart needs matplotlib: install the extra 'plots'") from None
+    need_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)

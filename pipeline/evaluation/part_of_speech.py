@@ -21,7 +21,7 @@ from pipeline.evaluation.mix import Items, LearnedMix, learn_mix
 from pipeline.evaluation.probe import probe
 from pipeline.evaluation.read_text import read_text
 from pipeline.evaluation.scores import Ratio
-from pipeline.evaluation.systems import System
+from pipeline.evaluation.systems import System, Vectors
 from pipeline.evaluation.task import Outcome, lines_of, table
 
 # A probe has learned what it can from so many tokens, and all their layers must fit into memory.
@@ -46,12 +46,18 @@ class PartOfSpeech:
         """Read CoNLL-U files; at most `max_items` sentences of each.
 
         Raises:
-            SourceError: a file is not CoNLL-U, or has no sentence.
+            SourceError: a file is not CoNLL-U, has no sentence, or one tag only to learn.
         """
         learned = thinned(read_conllu(train), max_items)
         lengths = np.cumsum([len(sentence) for sentence in learned])
         num_kept = max(1, int(np.searchsorted(lengths, MAX_TRAIN_TOKENS, side="right")))
-        return cls(thinned(learned, num_kept), thinned(read_conllu(test), max_items))
+        # Those at even distances may be longer than the first ones, which were counted.
+        kept = thinned(learned, num_kept)
+        lengths = np.cumsum([len(sentence) for sentence in kept])
+        kept = kept[: max(1, int(np.searchsorted(lengths, MAX_TRAIN_TOKENS, side="right")))]
+        if len({tag for sentence in kept for _, tag in sentence}) < 2:
+            raise SourceError(f"{train}: one tag in {len(kept)} sentences; expected two or more")
+        return cls(kept, thinned(read_conllu(test), max_items))
 
     def measure(self, systems: Sequence[System]) -> Outcome:
         """Accuracy over tokens of logistic regression on their vectors."""
@@ -67,15 +73,19 @@ class PartOfSpeech:
             return learn_mix(Items((model.layers[some],), labels[some], len(classes)))[0]
 
         everything = np.arange(len(tags))
-        lines, mix = lines_of(systems, lambda system: system.tokens(documents, everything), learn)
         lengths = np.array([len(sentence) for sentence in self.test])
-        statistics, unfinished = [], []
-        for line in lines:
+        unfinished = []
+
+        def score(line: Vectors) -> Ratio:
             train, test = line.matrix[:num_train], line.matrix[num_train:]
             found = probe(train, labels[:num_train], test, MAX_ITERATIONS)
             right = found.predicted_N == labels[num_train:]
-            statistics.append(_by_sentence(right, lengths))
-            unfinished += [] if found.converged else [line.name]
+            unfinished.extend([] if found.converged else [line.name])
+            return _by_sentence(right, lengths)
+
+        lines, statistics, mix = lines_of(
+            systems, lambda system: system.tokens(documents, everything), score, learn
+        )
         notes = [
             f"{len(classes)} tags, {num_train:,} tokens learned from, {len(tags) - num_train:,} "
             "tested; intervals are over sentences."

@@ -42,7 +42,7 @@ def probe(
 
     Args:
         train: (N, D) dense or sparse.
-        labels_N: class numbers.
+        labels_N: class numbers, of two classes or more.
         test: rows of the same width.
         max_iterations: of the solver; more are not tried.
     """
@@ -52,11 +52,14 @@ def probe(
         train, test = (train - mean) * scale, (test - mean) * scale
     order = np.random.default_rng(_SEED).permutation(len(labels_N))[:MAX_CHOICE_ITEMS]
     held, used = order[: len(order) // 5], order[len(order) // 5 :]
-    right = []
-    for strength in STRENGTHS:
-        model, _ = _fit(train[used], labels_N[used], strength, max_iterations)
-        right.append(np.mean(model.predict(train[held]) == labels_N[held]))
-    best = STRENGTHS[int(np.argmax(right))]
+    best = STRENGTHS[0]
+    # Of a few items nothing can be chosen: none is held, or one class alone is left to fit.
+    if len(held) and len(np.unique(labels_N[used])) > 1:
+        right = []
+        for strength in STRENGTHS:
+            model, _ = _fit(train[used], labels_N[used], strength, max_iterations)
+            right.append(np.mean(model.predict(train[held]) == labels_N[held]))
+        best = STRENGTHS[int(np.argmax(right))]
     model, converged = _fit(train, labels_N, best, max_iterations)
     return Probed(np.asarray(model.predict(test), np.int64), converged)
 

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,18 +74,40 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def columns_of(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
-    """Make sure that the rows have these columns.
+    """Make sure that each row has these columns; those of JSON need not be alike.
 
     Raises:
-        SourceError: there is no row, or a column is missing; the message names those there are.
+        SourceError: there is no row, or one lacks a column; the message names those that it has.
     """
     if not rows:
         raise SourceError(f"{path}: has no rows")
-    missing = [name for name in names if name not in rows[0]]
-    if missing:
-        raise SourceError(
-            f"{path}: no column {', '.join(missing)}; its columns are {', '.join(rows[0])}"
-        )
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in names if name not in row]
+        if missing:
+            raise SourceError(
+                f"{path}: row {number}: no column {', '.join(missing)}; its columns are "
+                f"{', '.join(row)}"
+            )
+
+
+def numbers_of(path: Path, rows: Sequence[Row], column: str) -> list[float]:
+    """A column of numbers.
+
+    Raises:
+        SourceError: a value is no finite number; the message names its row.
+    """
+    numbers = []
+    for place, row in enumerate(rows, 1):
+        try:
+            number = float(row[column])
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise SourceError(
+                f"{path}: row {place}: {column} is {row[column]!r}; expected a number"
+            )
+        numbers.append(number)
+    return numbers
 
 
 def _json_rows(path: Path) -> Iterator[Row]:

@@ -22,7 +22,13 @@ from numpy.typing import NDArray
 from pipeline.config import TextConfig
 from pipeline.errors import SourceError
 from pipeline.evaluation.documents import Document, flat_tokens, thinned, tokenised
-from pipeline.evaluation.read_text import columns_of, find_file, read_rows, read_text
+from pipeline.evaluation.read_text import (
+    columns_of,
+    find_file,
+    numbers_of,
+    read_rows,
+    read_text,
+)
 from pipeline.evaluation.scores import Ratio
 from pipeline.evaluation.systems import System, Vectors, centered_unit
 from pipeline.evaluation.task import Outcome, lines_of, table
@@ -32,6 +38,7 @@ NDCG_DEPTH, RECALL_DEPTH = 10, 100
 DOCUMENTS_PER_QUERY = 10
 # On SciFact and Cranfield no worse than BEIR's 0.9 and 0.4: a baseline is given its best.
 _K1, _B = 1.5, 0.75
+_CHUNK_QUERIES = 64
 _STRINGS = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
 
 
@@ -91,8 +98,11 @@ class Retrieval:
         """NDCG@10 and recall@100 over the queries."""
         num_documents = len(self.documents)
         everything = [*self.documents, *self.queries]
-        lines, _ = lines_of(systems, lambda system: system.documents(everything, num_documents))
-        ranked = [self._ranking(line, num_documents) for line in lines]
+        lines, ranked, _ = lines_of(
+            systems,
+            lambda system: system.documents(everything, num_documents),
+            lambda line: self._ranking(line, num_documents),
+        )
         lines.insert(0, Vectors("BM25", "baseline", None))
         ranked.insert(0, self._bm25())
         ndcg = [Ratio.mean(self._ndcg(order)) for order in ranked]
@@ -106,8 +116,13 @@ class Retrieval:
 
     def _ranking(self, line: Vectors, num_documents: int) -> NDArray[np.int64]:
         unit = centered_unit(line.matrix, num_documents)
-        scores_QN = unit[num_documents:] @ unit[:num_documents].T
-        return _best(scores_QN if isinstance(scores_QN, np.ndarray) else scores_QN.toarray())
+        documents, queries = unit[:num_documents], unit[num_documents:]
+        ranked = []
+        for first in range(0, queries.shape[0], _CHUNK_QUERIES):
+            scores_QN = queries[first : first + _CHUNK_QUERIES] @ documents.T
+            dense_QN = scores_QN if isinstance(scores_QN, np.ndarray) else scores_QN.toarray()
+            ranked += [_best(scores_N) for scores_N in dense_QN]
+        return np.stack(ranked)
 
     def _bm25(self) -> NDArray[np.int64]:
         from bm25s import BM25
@@ -116,7 +131,7 @@ class Retrieval:
         logging.getLogger("bm25s").setLevel(logging.WARNING)
         index = BM25(k1=_K1, b=_B)
         index.index([self._terms(document) for document in self.documents], show_progress=False)
-        return _best(np.stack([index.get_scores(self._terms(query)) for query in self.queries]))
+        return np.stack([_best(index.get_scores(self._terms(query))) for query in self.queries])
 
     def _terms(self, document: Document) -> list[str]:
         tokens = [token.lower() for token in flat_tokens(document)]
@@ -149,7 +164,7 @@ def read_beir(folder: Path) -> Collection:
     """A directory of corpus.jsonl, queries.jsonl and qrels/test.tsv.
 
     Raises:
-        SourceError: a file is missing or has other columns.
+        SourceError: a file is missing, has other columns, or a judgement is no number.
     """
     tables = []
     wanted = {
@@ -166,8 +181,9 @@ def read_beir(folder: Path) -> Collection:
         tables.append(rows)
     corpus, queries, judged = tables
     relevant: dict[str, set[str]] = {}
-    for row in judged:
-        if float(row["score"]) > 0:
+    scores = numbers_of(folder / "qrels/test.tsv", judged, "score")
+    for row, score in zip(judged, scores, strict=True):
+        if score > 0:
             relevant.setdefault(row["query-id"], set()).add(row["corpus-id"])
     return Collection(
         {row["_id"]: f"{row.get('title', '')}\n{row['text']}".strip() for row in corpus},
@@ -256,6 +272,10 @@ def _smart_records(path: Path) -> list[tuple[str, dict[str, str]]]:
     return records
 
 
-def _best(scores_QN: NDArray[np.floating]) -> NDArray[np.int64]:
-    """The first `RECALL_DEPTH` documents of each query, the best first; equal scores by number."""
-    return np.argsort(-scores_QN, axis=1, kind="stable")[:, :RECALL_DEPTH]
+def _best(scores_N: NDArray[np.floating]) -> NDArray[np.int64]:
+    """The first `RECALL_DEPTH` documents of a query, the best first; equal scores by number."""
+    depth = min(RECALL_DEPTH, len(scores_N))
+    last = np.partition(scores_N, len(scores_N) - depth)[len(scores_N) - depth]
+    # All that score as the last one does are sorted too, so that numbers decide among them.
+    candidates = np.flatnonzero(scores_N >= last)
+    return candidates[np.argsort(-scores_N[candidates], kind="stable")[:depth]]

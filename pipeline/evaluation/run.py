@@ -17,6 +17,7 @@ from elmo_model.encoder import Encoder
 from pipeline.config import EmbedConfig, ModelConfig, build
 from pipeline.errors import ConfigError
 from pipeline.evaluation.bilms import (
+    AVERAGE,
     UNTRAINED,
     LayerVectors,
     OneLine,
@@ -27,11 +28,12 @@ from pipeline.evaluation.bilms import (
 )
 from pipeline.evaluation.mix import LearnedMix
 from pipeline.evaluation.scores import Score, best_of, judge
-from pipeline.evaluation.systems import Lexical, RandomWords, System
-from pipeline.evaluation.task import Table, Task
+from pipeline.evaluation.systems import BASELINES, Lexical, RandomWords, System
+from pipeline.evaluation.task import LEARNED_MIX, Table, Task
 from pipeline.model import layer_choice, load_files, open_model
-from pipeline.model_files import local_copy
+from pipeline.snapshot.commit import SnapshotStore
 from pipeline.snapshot.read import open_snapshot
+from pipeline.storage import open_storage
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +101,14 @@ def all_systems(measured: Measured, others: Mapping[str, str]) -> list[System]:
         others: URLs of model directories or snapshots by the names that they are shown under.
 
     Raises:
-        ConfigError: another is neither, or its files do not fit together.
+        ConfigError: another is neither, its files do not fit together, or it has the name of a
+            line that each table has.
     """
+    taken = {*BASELINES, UNTRAINED, AVERAGE, LEARNED_MIX}
+    taken |= {layer_name(place) for place in range(measured.encoder.num_layers)}
+    for name in others:
+        if name in taken:
+            raise ConfigError(f"--against {name}: is the name of another line; choose another name")
     encoder = measured.encoder
     device = str(encoder.device)
     fresh = Encoder(untrained(measured.files), device=device)
@@ -147,16 +155,15 @@ def judged(table: Table) -> JudgedTable:
 
 
 def _other(url: str, device: str) -> LayerVectors:
-    """A model directory gives its average; a snapshot the layers that it was made of."""
-    if "://" in url or not (local_copy(url) / "_snapshots").is_dir():
-        try:
-            config = ModelConfig(directory=url, device=device)
-            encoder = Encoder(load_files(config), device=device)
-            return LayerVectors.all_layers(encoder)
-        except ConfigError:
-            if "://" not in url:
-                raise
+    """A model directory gives its average; a snapshot the layers that it was made of.
+
+    The store is asked which it is, before anything of it is copied to this machine.
+    """
+    if SnapshotStore(open_storage(url)).latest_number() is None:
+        files = load_files(ModelConfig(directory=url, device=device))
+        return LayerVectors.all_layers(Encoder(files, device=device))
     snapshot, _ = open_snapshot(url)
-    embedded = build(EmbedConfig, snapshot.config, f"snapshot {snapshot.number}")
-    encoder = open_model(snapshot, embedded)
-    return LayerVectors(encoder, layer_choice(embedded.model, encoder))
+    stored = build(EmbedConfig, snapshot.config, f"snapshot {snapshot.number}")
+    model = stored.model.model_copy(update={"device": device})
+    encoder = open_model(snapshot, stored.model_copy(update={"model": model}))
+    return LayerVectors(encoder, layer_choice(model, encoder))

@@ -131,8 +131,10 @@ def judge(rows: Sequence[Row], references: Sequence[str]) -> list[Score]:
             interval holds 0 is none.
 
     Raises:
-        ValueError: rows of different numbers of items, or of none.
+        ValueError: rows of different numbers of items, or of none, or two of one name.
     """
+    if len({row.name for row in rows}) < len(rows):
+        raise ValueError(f"rows of one table need names of their own, got {[r.name for r in rows]}")
     num_items = {row.statistic.num_items for row in rows}
     if len(num_items) != 1 or 0 in num_items:
         raise ValueError(f"rows of one table must have the same items, got numbers {num_items}")

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import TextConfig
-from pipeline.errors import SourceError
 from pipeline.evaluation.bilms import TrainedBilm
 from pipeline.evaluation.documents import Document, thinned, tokenised
 from pipeline.evaluation.mix import Items, LearnedMix, learn_mix
-from pipeline.evaluation.read_text import columns_of, read_rows
+from pipeline.evaluation.read_text import columns_of, numbers_of, read_rows
 from pipeline.evaluation.scores import RankCorrelation
 from pipeline.evaluation.systems import System, centered_unit, pair_cosines
 from pipeline.evaluation.task import Outcome, lines_of, table
@@ -63,15 +62,14 @@ class Similarity:
             targets = (self.train_gold_N - self.train_gold_N.mean()) / self.train_gold_N.std()
             return learn_mix(Items((first, second), targets, None))[0]
 
-        lines, mix = lines_of(
+        lines, statistics, mix = lines_of(
             systems,
             lambda system: system.documents(everything, num_test),
+            lambda line: RankCorrelation(
+                pair_cosines(centered_unit(line.matrix[:num_test])), self.gold_N
+            ),
             learn if self.train else None,
         )
-        statistics = [
-            RankCorrelation(pair_cosines(centered_unit(line.matrix[:num_test])), self.gold_N)
-            for line in lines
-        ]
         notes = ["Cosines of the means of token vectors, less the mean of all sentences."]
         return Outcome([table("Spearman", lines, statistics)], len(self.gold_N), notes, mix)
 
@@ -81,10 +79,7 @@ def _read(
 ) -> tuple[list[Document], NDArray[np.float64]]:
     rows = list(read_rows(path))
     columns_of(path, rows, COLUMNS)
+    gold = np.array(thinned(numbers_of(path, rows, "score"), max_items))
     rows = thinned(rows, max_items)
-    try:
-        gold = np.array([float(row["score"]) for row in rows])
-    except ValueError as error:
-        raise SourceError(f"{path}: column score: {error}; expected numbers") from None
     sentences = [row[name] for name in COLUMNS[:2] for row in rows]
     return tokenised(sentences, text), gold

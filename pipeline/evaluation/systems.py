@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from pipeline.evaluation.documents import Document, flat_tokens
 from pipeline.evaluation.scores import Group
 
+BASELINES = ("BM25", "TF-IDF", "one-hot", "spelling", "random vectors")
+"""Names of the lines that read no model; BM25 is retrieval's own."""
 Matrix = Any
 """NDArray[np.float32] (rows, D), or a scipy.sparse.csr_array of that shape."""
 

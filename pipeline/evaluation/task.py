@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pipeline.evaluation.bilms import TrainedBilm
 from pipeline.evaluation.mix import LearnedMix
 from pipeline.evaluation.scores import Row, Statistic
 from pipeline.evaluation.systems import System, Vectors
+
+LEARNED_MIX = "learned mix"
 
 
 @dataclass(frozen=True)
@@ -48,29 +50,42 @@ class Task(Protocol):
 
 
 TakeVectors = Callable[[System], list[Vectors]]
+Scored = TypeVar("Scored")
 LearnMix = Callable[[TrainedBilm], LearnedMix]
 
 
 def lines_of(
-    systems: Sequence[System], take: TakeVectors, learn: LearnMix | None = None
-) -> tuple[list[Vectors], LearnedMix | None]:
-    """The lines of all systems, the learned mix of the measured model's layers after its others.
+    systems: Sequence[System],
+    take: TakeVectors,
+    score: Callable[[Vectors], Scored],
+    learn: LearnMix | None = None,
+) -> tuple[list[Vectors], list[Scored], LearnedMix | None]:
+    """Score the lines of all systems, the learned mix of the measured model's layers after its own.
+
+    The vectors of a system are let go before those of the next one are made.
 
     Args:
         systems: in the order of the table.
         take: asks one system for its vectors.
+        score: what is to be kept of a line.
         learn: learns a mix of `TrainedBilm.layers` from training items; None where there are none.
 
-    Returns: the lines, and the mix.
+    Returns: the lines without their vectors, what was kept of each, and the mix.
     """
     lines: list[Vectors] = []
+    scored: list[Scored] = []
     mix: LearnedMix | None = None
     for system in systems:
-        lines += take(system)
+        found = take(system)
         if learn is not None and isinstance(system, TrainedBilm):
             mix = learn(system)
-            lines.append(Vectors("learned mix", "model", mix.apply(system.layers)))
-    return lines, mix
+            found.append(Vectors(LEARNED_MIX, "model", mix.apply(system.layers)))
+        while found:
+            line = found.pop(0)
+            scored.append(score(line))
+            lines.append(Vectors(line.name, line.group, None))
+            del line
+    return lines, scored, mix
 
 
 def table(metric: str, lines: Sequence[Vectors], statistics: Sequence[Statistic]) -> Table:

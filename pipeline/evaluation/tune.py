@@ -1,13 +1,14 @@
 """Learn a mix for one labelled set, and say what it is worth beside fixed choices of layers.
 
 A fifth of the items, by a hash of their text, is held out: weights and heads never see it. Vectors
-are made on the fly with a model, or read out of a snapshot that keeps all layers.
+are made on the fly with a model, or read out of a snapshot that keeps all layers; there the hash is
+that in the snapshot's own column `content_hash`, so that equal texts stay together too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,13 +17,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import EmbedConfig, TextConfig, build
+from pipeline.data_files import vector_columns
 from pipeline.errors import ConfigError, SourceError
 from pipeline.evaluation.bilms import AVERAGE, LayerVectors, layer_name
 from pipeline.evaluation.documents import is_held_out, tokenised
 from pipeline.evaluation.mix import Items, LearnedMix, learn_head, learn_mix, predictions
 from pipeline.evaluation.read_text import columns_of, read_rows
 from pipeline.evaluation.scores import RankCorrelation, Ratio, Row, Score, Statistic, judge
+from pipeline.hits import matrix_of
 from pipeline.snapshot.read import open_snapshot
+from pipeline.sources.content_hash import text_hashes
 
 Target = Literal["class", "score"]
 MIN_ITEMS = 20
@@ -132,8 +136,13 @@ def embedded(
     return [layers[first : first + len(labelled.labels)] for first in _starts(labelled)]
 
 
-def from_snapshot(labelled: LabelledSet, url: str) -> tuple[list[NDArray[np.float32]], str]:
-    """Vectors (N, K, D) of the set's ids out of a snapshot, and the hash of its model's weights.
+def from_snapshot(
+    labelled: LabelledSet, url: str
+) -> tuple[LabelledSet, list[NDArray[np.float32]], str]:
+    """Vectors of the set's ids out of a snapshot.
+
+    Returns: the set with hashes of the texts as its keys in place of ids; vectors (N, K, D) of each
+        key; the hash of the model's weights.
 
     Raises:
         ConfigError: the snapshot keeps one layer only, or rows that are no documents.
@@ -146,11 +155,11 @@ def from_snapshot(labelled: LabelledSet, url: str) -> tuple[list[NDArray[np.floa
             f"{url}: has layers {config.model.layers} of each {config.vectors.level}; a mix is "
             "learned from model.layers = all with vectors.level = document"
         )
-    columns = [name for name in dataset.schema.names if name.startswith("vector_")]
+    columns = vector_columns(dataset.schema)
     ids = [value for key in labelled.keys for value in key]
     wanted = pa.array(sorted(set(ids)))
     table = dataset.to_table(
-        columns=["id", *columns], filter=pa.compute.field("id").isin(wanted)
+        columns=["id", "content_hash", *columns], filter=pa.compute.field("id").isin(wanted)
     ).combine_chunks()
     place = {name: row for row, name in enumerate(table["id"].to_pylist())}
     missing = [name for name in ids if name not in place]
@@ -160,16 +169,14 @@ def from_snapshot(labelled: LabelledSet, url: str) -> tuple[list[NDArray[np.floa
             f"{missing[0]!r}"
         )
     rows = np.array([place[name] for name in ids])
-    layers = np.stack([_matrix(table[name])[rows] for name in columns], axis=1)
-    parts = [layers[first : first + len(labelled.labels)] for first in _starts(labelled)]
-    return parts, str(snapshot.encoder["weights_sha256"])
+    matrices = (matrix_of(table[name].combine_chunks()) for name in columns)
+    layers = np.stack([matrix[rows] for matrix in matrices], axis=1)
+    hashes = [value.hex() for value in text_hashes(table["content_hash"]).take(rows).to_pylist()]
+    count = len(labelled.labels)
+    parts = [layers[first : first + count] for first in _starts(labelled)]
+    keys = tuple(tuple(hashes[first : first + count]) for first in _starts(labelled))
+    return replace(labelled, keys=keys), parts, str(snapshot.encoder["weights_sha256"])
 
 
 def _starts(labelled: LabelledSet) -> range:
     return range(0, len(labelled.keys) * len(labelled.labels), len(labelled.labels))
-
-
-def _matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    matrix: NDArray[np.float32] = flat.reshape(len(column), -1).astype(np.float32)
-    return matrix

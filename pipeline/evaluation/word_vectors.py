@@ -40,7 +40,7 @@ class WordSimilarity:
         """Read lines of two words and a score.
 
         Raises:
-            SourceError: a line is something else.
+            SourceError: a line is something else, or there is none.
         """
         pairs = []
         for number, line in enumerate(lines, 1):
@@ -51,16 +51,19 @@ class WordSimilarity:
                 raise SourceError(
                     f"{where}: line {number}: expected word, word and score between tabs"
                 ) from None
+        if not pairs:
+            raise SourceError(f"{where}: has no line; expected word, word and score between tabs")
         pairs = thinned(pairs, max_items)
         words = [pair[place] for place in (0, 1) for pair in pairs]
         return cls([str(word) for word in words], np.array([pair[2] for pair in pairs]))
 
     def measure(self, systems: Sequence[System]) -> Outcome:
         """Spearman's rho of the cosines."""
-        lines, _ = lines_of(systems, lambda system: system.words(self.words))
-        statistics = [
-            RankCorrelation(pair_cosines(centered_unit(line.matrix)), self.gold_N) for line in lines
-        ]
+        lines, statistics, _ = lines_of(
+            systems,
+            lambda system: system.words(self.words),
+            lambda line: RankCorrelation(pair_cosines(centered_unit(line.matrix)), self.gold_N),
+        )
         return Outcome([table("Spearman", lines, statistics)], len(self.gold_N), [_ALONE])
 
 
@@ -78,7 +81,7 @@ class Analogies:
         """Read questions; sections named `gram...` are about form, all others about meaning.
 
         Raises:
-            SourceError: a line has not four words.
+            SourceError: a line has not four words, or there is none.
         """
         number: dict[str, int] = {}
         questions, is_form, section = [], [], ""
@@ -91,13 +94,18 @@ class Analogies:
                 raise SourceError(f"{path}: line {place}: expected four words or ': section'")
             questions.append([number.setdefault(word, len(number)) for word in words])
             is_form.append(section.startswith("gram"))
+        if not questions:
+            raise SourceError(f"{path}: has no question; expected lines of four words")
         kept = thinned(range(len(questions)), max_items)
         return cls(list(number), np.array(questions)[kept], np.array(is_form)[kept])
 
     def measure(self, systems: Sequence[System]) -> Outcome:
         """Accuracy: is the fourth word nearest to b - a + c, the three left out?"""
-        lines, _ = lines_of(systems, lambda system: system.words(self.words))
-        right = [self._right(line.matrix) for line in lines]
+        lines, right, _ = lines_of(
+            systems,
+            lambda system: system.words(self.words),
+            lambda line: self._right(line.matrix),
+        )
         tables = []
         for name, chosen in (("of meaning", ~self.is_form_Q), ("of form", self.is_form_Q)):
             if chosen.any():

@@ -18,7 +18,7 @@ from pipeline.errors import SourceError
 from pipeline.evaluation.documents import Document, thinned
 from pipeline.evaluation.read_text import read_lines
 from pipeline.evaluation.scores import Ratio
-from pipeline.evaluation.systems import System, centered_unit, pair_cosines
+from pipeline.evaluation.systems import System, Vectors, centered_unit, pair_cosines
 from pipeline.evaluation.task import Outcome, lines_of, table
 
 Part = tuple[list[tuple[Document, int]], list[tuple[Document, int]], list[bool]]
@@ -50,15 +50,18 @@ class WordsInContext:
         documents = [document for document, _ in uses]
         lengths = np.array([len(document[0]) for document in documents], np.int64)
         positions = np.cumsum(lengths) - lengths + np.array([place for _, place in uses])
-        lines, _ = lines_of(systems, lambda system: system.tokens(documents, positions))
         gold = np.array([*self.train[2], *self.test[2]])
         num_train = len(self.train[2])
-        statistics = []
-        for line in lines:
+
+        def score(line: Vectors) -> Ratio:
             cosines = pair_cosines(centered_unit(line.matrix))
             threshold = best_threshold(cosines[:num_train], gold[:num_train])
             right = (cosines[num_train:] >= threshold) == gold[num_train:]
-            statistics.append(Ratio.mean(right))
+            return Ratio.mean(right)
+
+        lines, statistics, _ = lines_of(
+            systems, lambda system: system.tokens(documents, positions), score
+        )
         notes = [
             "Half of the pairs mean the same: 0.5 is guessing. A line without context sees only "
             "whether the word has the same form twice."

@@ -9,8 +9,13 @@ from elmo_model.options import ElmoOptions
 from elmo_model.weights import read_weights
 from jobs.command import main
 from jobs.evaluate import JOB
+from pipeline.config import EmbedConfig, build
 from pipeline.evaluation.catalogue import standard
+from pipeline.model import ElmoBackend
+from pipeline.snapshot.commit import SnapshotStore
+from pipeline.storage import open_storage
 from tests.elmo_model.random_models import write_model
+from tests.pipeline.snapshots import snapshot
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,27 @@ def test_a_table_has_all_baselines_layers_and_others_with_intervals(directory, r
     assert sum(task["mix"]["shares"]) == pytest.approx(1)
 
 
+def test_a_remote_snapshot_gives_the_layers_it_was_made_of_and_is_not_copied(
+    directory, reviews, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("ELMO_CACHE", str(tmp_path / "cache"))
+    storage = open_storage("memory://worth/top")
+    config = {
+        "source": {"path": "corpus"},
+        # A device that this machine has not: where it is measured, --device says.
+        "model": {"directory": str(directory), "layers": "top", "device": "cuda:7"},
+        "output": {"path": storage.url},
+    }
+    described = ElmoBackend().describe(build(EmbedConfig, config, "test"))
+    SnapshotStore(storage).commit(snapshot(config=config, fingerprint=described.fingerprint))
+    words = ("--own", f"classification={reviews}", "--against", f"stored={storage.url}")
+    code, status = run(capsys, "--model", directory, "--device", "cpu", *words)
+    assert code == 0
+    rows = rows_of(status)
+    assert rows["stored"] == {**rows["layer 2"], "name": "stored", "group": "other"}
+    assert not (tmp_path / "cache").exists()
+
+
 def test_released_files_give_the_table_that_the_directory_gives(
     directory, released, reviews, capsys
 ):
@@ -119,11 +145,24 @@ def test_the_text_shows_scores_intervals_and_verdicts(directory, reviews, capsys
         (("--model", "m", "--data", "x", "--tasks", "glue"), "unknown; known: scifact"),
         (("--model", "m", "--data", "x", "--tasks", "wic"), "x has no wic/train.data.txt"),
         (("--model", "m", "--data", "x", "--max-items", "0"), "expected 1 or more"),
+        (("--model", "m", "--against", "a=x", "--against", "a=y"), "--against a: given twice"),
+        (("--model", "m", "--tasks", "wic"), "give --data DIR too"),
+        (("--model", "m", "--page", "nowhere://b/x.html"), "nowhere"),
+        (("--model", "m", "--page", "pages/"), "names a directory"),
     ],
 )
 def test_a_wrong_flag_is_one_clear_line(words, message, capsys):
     assert main(JOB, [*words, "--quiet"]) in (2, 3)
     assert message in capsys.readouterr().err
+
+
+def test_two_tasks_or_lines_of_one_name_are_refused(directory, reviews, capsys):
+    own = ["--own", f"classification={reviews}"]
+    model = ["--model", str(directory), *own, "--quiet"]
+    assert main(JOB, [*model, *own]) == 2
+    assert "a task 'classification reviews.csv' already" in capsys.readouterr().err
+    assert main(JOB, [*model, "--against", f"layer 1={directory}"]) == 2
+    assert "--against layer 1: is the name of another line" in capsys.readouterr().err
 
 
 def test_a_dry_run_reads_the_sets_and_no_model(reviews, capsys):

@@ -55,6 +55,9 @@ def test_a_bad_file_is_named_with_its_place(name, content, message, tmp_path):
 def test_a_missing_column_is_named_beside_those_there_are(tmp_path):
     with pytest.raises(SourceError, match="no column label; its columns are text, class"):
         columns_of(tmp_path / "x.csv", [{"text": "a", "class": "b"}], ("text", "label"))
+    rows = [{"text": "a", "label": "b"}, {"text": "c"}]
+    with pytest.raises(SourceError, match="row 2: no column label; its columns are text"):
+        columns_of(tmp_path / "x.jsonl", rows, ("text", "label"))
     with pytest.raises(SourceError, match="has no rows"):
         columns_of(tmp_path / "x.csv", [], ("text",))
 

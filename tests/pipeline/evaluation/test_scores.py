@@ -79,6 +79,8 @@ def test_rows_of_different_items_are_no_table():
         judge([row("a", np.ones(3)), row("b", np.ones(4))], [])
     with pytest.raises(ValueError, match="same items"):
         judge([row("a", np.ones(0))], [])
+    with pytest.raises(ValueError, match="names of their own"):
+        judge([row("a", np.ones(3)), row("a", np.ones(3))], [])
 
 
 def test_the_best_of_a_group_is_found_and_an_empty_group_has_none():

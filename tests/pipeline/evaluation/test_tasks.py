@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.evaluation.classification import Classification, held_out_split, read_table
 from pipeline.evaluation.documents import CHINESE, WORDS
-from pipeline.evaluation.part_of_speech import PartOfSpeech, read_conllu
+from pipeline.evaluation.part_of_speech import MAX_TRAIN_TOKENS, PartOfSpeech, read_conllu
 from pipeline.evaluation.probe import probe
 from pipeline.evaluation.retrieval import (
     Collection,
@@ -78,6 +78,18 @@ def test_retrieval_scores_are_those_worked_out_by_hand(beir):
     assert found["nDCG@10"]["BM25"] == pytest.approx(expected)  # "cats" is in d1 only
 
 
+def test_documents_of_one_score_come_by_their_number_up_to_the_depth():
+    # 200 documents in two groups, and more queries than are worked on at once.
+    vectors = {"far": [-1, 0], "near": [1, 0], "query": [1, 0]}
+    documents = [[["far" if number < 150 else "near"]] for number in range(200)]
+    count = 70
+    task = Retrieval(documents, [[["query"]]] * count, [{49}] * 69 + [{50}], is_chinese=False)
+    found = values_of(task.measure([Given(vectors)]))
+    # The 50 near ones, then the far ones 0 to 49: document 50 is the first that is left out.
+    assert found["recall@100"]["given"] == pytest.approx((count - 1) / count)
+    assert found["nDCG@10"]["given"] == 0
+
+
 def test_bm25_ranks_chinese_by_characters_that_words_do_not_share(tmp_path):
     task = Retrieval(
         documents=[[["北京", "大学"]], [["上海", "医院"]], [["广州", "机场"]]],
@@ -86,6 +98,13 @@ def test_bm25_ranks_chinese_by_characters_that_words_do_not_share(tmp_path):
         is_chinese=True,
     )
     assert values_of(task.measure([]))["nDCG@10"]["BM25"] == 1
+
+
+def test_a_judgement_that_is_no_number_is_named_with_its_row(beir):
+    with (beir / "qrels/test.tsv").open("a") as file:
+        file.write("q2\td1\tyes\n")
+    with pytest.raises(SourceError, match=r"test\.tsv: row 4: score is 'yes'; expected a number"):
+        read_beir(beir)
 
 
 def test_a_part_of_a_collection_keeps_what_answers_its_queries():
@@ -132,7 +151,7 @@ def test_similarity_is_the_rank_correlation_of_centred_cosines(tmp_path):
     near_to_far = {"a": [1, 0], "b": [1, 0.1], "c": [-1, 0.5], "d": [-3, -2]}
     assert values_of(task.measure([Given(near_to_far)])) == {"Spearman": {"given": 1}}
     path.write_text("sentence1\tsentence2\tscore\na\tb\tfive\n")
-    with pytest.raises(SourceError, match="expected numbers"):
+    with pytest.raises(SourceError, match="row 1: score is 'five'; expected a number"):
         Similarity.read(path, None, WORDS, None)
 
 
@@ -180,6 +199,22 @@ def test_words_and_analogies_are_scored_as_their_papers_do(tmp_path):
     assert found == {"accuracy of meaning": {"given": 1}, "accuracy of form": {"given": 1}}
 
 
+def test_a_file_without_a_pair_or_a_question_is_named(tmp_path):
+    path = tmp_path / "empty.txt"
+    path.write_text(": family\n")
+    with pytest.raises(SourceError, match=r"empty\.txt: has no question"):
+        Analogies.read(path, None)
+    with pytest.raises(SourceError, match="pairs: has no line"):
+        WordSimilarity.read("pairs", [], None)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 0, 1], [0] * 9 + [1]])
+def test_a_probe_learns_from_items_too_few_to_choose_a_strength(labels):
+    labels_N = np.array(labels)
+    vectors = np.stack([1.0 - labels_N, labels_N], axis=1).astype(np.float32)
+    assert probe(vectors, labels_N, vectors[[0, 1]]).predicted_N[0] == 0
+
+
 def test_a_linear_probe_learns_dense_and_sparse_alike():
     words = ["red", "green", "blue"]
     documents = [[[words[number % 3], "thing"]] for number in range(90)]
@@ -221,6 +256,21 @@ def test_ranges_and_empty_nodes_of_conllu_are_left_out(tmp_path):
     path.write_text("1 word\n")
     with pytest.raises(SourceError, match="line 1 has 1 columns"):
         read_conllu(path)
+
+
+def test_no_more_tokens_are_learned_from_than_the_limit(tmp_path):
+    # Long sentences at the places that an even choice takes: the first and the last.
+    long, short = 30_000, 100
+    texts = []
+    for length in (short, *[short] * 300, long, long):
+        texts.append("".join(f"{n}\tw\t_\t{'XY'[n % 2]}\n" for n in range(1, length + 1)))
+    path = tmp_path / "x.conllu"
+    path.write_text("\n".join(texts))
+    task = PartOfSpeech.read(path, path, None)
+    assert sum(map(len, task.train)) <= MAX_TRAIN_TOKENS
+    path.write_text("1\tw\t_\tX\n")
+    with pytest.raises(SourceError, match="one tag in 1 sentences"):
+        PartOfSpeech.read(path, path, None)
 
 
 def test_tags_are_scored_over_tokens_and_sampled_by_sentence():
