@@ -32,7 +32,7 @@ UNPACK: dict[str, Callable[[Path, Path], None]] = {
 MEASURED: dict[str, tuple[str, ...]] = {
     # Each article whole, one after the other: all 217,646 words are counted.
     "wikitext-2": ("text.max_sentence_tokens=1000000", "evaluation.batch_size=1"),
-    "english-novels": (),
+    "english-novels": ("evaluation.max_tokens=100000",),
 }
 
 
