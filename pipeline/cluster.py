@@ -230,7 +230,7 @@ def allocate(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
             f"an actor asks for {cpus:g} CPUs, but the largest node has "
             f"{max((node.num_cpus for node in cluster), default=0):g}: lower run.cpus_per_actor"
         )
-    fitting = sum(int(node.num_cpus // cpus) for node in usable)
+    fitting = sum(shares(node.num_cpus, cpus) for node in usable)
     num_actors = config.num_actors or fitting
     if num_actors > fitting:
         raise ClusterError(
@@ -238,7 +238,7 @@ def allocate(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
             f"the cluster's {len(cluster)} nodes hold {fitting}; ask for fewer or add nodes"
         )
     smallest = min(node.num_cpus for node in usable)
-    per_node = int(smallest // cpus)
+    per_node = shares(smallest, cpus)
     spare = 1.0 if smallest > 1 else 0.5
     reserved = min((smallest - spare) / per_node, cpus)
     if config.cpus_per_actor is None and threads > 1:
@@ -249,6 +249,11 @@ def allocate(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
     # Rounded down, or the actors together would reserve what the reader needs.
     reserved = math.floor(reserved * 1000) / 1000
     return Allocation(num_actors, reserved, 0.0, threads, num_readers)
+
+
+def shares(whole: float, share: float) -> int:
+    """How often a node has a share: a GPU ten times 0.1 of it, where 1.0 // 0.1 is 9."""
+    return int(whole / share + 1e-6)
 
 
 def _default_cpus(config: RunConfig, cluster: list[NodeResources]) -> int:
@@ -266,7 +271,7 @@ def _default_cpus(config: RunConfig, cluster: list[NodeResources]) -> int:
 
 def _allocate_gpus(config: RunConfig, cluster: list[NodeResources]) -> Allocation:
     cpus, gpus = config.cpus_per_actor or 1.0, config.gpus_per_actor or 1.0
-    fitting = sum(int(node.num_gpus // gpus) for node in cluster)
+    fitting = sum(shares(node.num_gpus, gpus) for node in cluster)
     num_actors = config.num_actors or fitting
     if not fitting or num_actors > fitting:
         raise ClusterError(

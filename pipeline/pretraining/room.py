@@ -18,7 +18,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from pipeline.cluster import NodeResources, is_local, nodes
+from pipeline.cluster import NodeResources, is_local, nodes, shares
 from pipeline.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,5 @@ def capacity(resources: Mapping[str, float], cluster: list[NodeResources]) -> in
     total = 0
     for node in cluster:
         has = {"CPU": node.num_cpus, "GPU": node.num_gpus}
-        # A GPU holds ten workers with 0.1 of it each: 1.0 // 0.1 is 9.
-        fits = (has[name] / amount + 1e-6 for name, amount in resources.items() if amount)
-        total += int(min(fits))
+        total += min(shares(has[name], amount) for name, amount in resources.items() if amount)
     return total

@@ -9,6 +9,7 @@ import pytest
 from pipeline.cluster import MAX_STARTS, NodeResources, allocate, start_here
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError
+from pipeline.pretraining.room import capacity
 
 
 def node(cpus, gpus=0.0):
@@ -58,6 +59,13 @@ def test_a_gpu_cluster_gets_one_actor_a_gpu():
     found = allocate(RunConfig(gpus_per_actor=1), [node(4), node(8, 2), node(8, 2)])
     assert (found.num_actors, found.actor_gpus) == (4, 1.0)
     assert found.num_readers == 4 + 8 + 8 - 4
+
+
+@pytest.mark.parametrize(("share", "number"), [(0.1, 10), (0.2, 5), (0.3, 3), (1 / 3, 3), (1.0, 1)])
+def test_a_gpu_is_shared_by_as_many_as_fit(share, number):
+    found = allocate(RunConfig(gpus_per_actor=share), [node(32, 1)])
+    assert found.num_actors == number
+    assert capacity({"CPU": 1.0, "GPU": share}, [node(32, 1), node(2)]) == number
 
 
 def test_a_head_without_cpus_is_no_place_for_actors():
