@@ -132,7 +132,8 @@ def test_what_came_up_half_is_ended_before_the_next_try():
 
     start_here(half_started, pause_s=0)
     first, second = processes
-    assert first.wait(timeout=60) == -signal.SIGKILL
+    first.communicate(timeout=60)
+    assert first.returncode == -signal.SIGKILL
     assert second.poll() is None
     second.communicate(b"\n", timeout=60)
 
