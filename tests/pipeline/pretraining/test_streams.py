@@ -44,7 +44,7 @@ class Text:
             for _ in range(num_units)
         ]
         self.shards = [
-            Shard(f"s{first}", 0, 0, tuple([1] * len(self.units[first : first + 2])))
+            Shard(f"s{first}", 0, *[(1,) * len(self.units[first : first + 2])] * 2)
             for first in range(0, num_units, 2)
         ]
 
