@@ -12,11 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ray.util.placement_group import (
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from elmo_model.directory import load_directory
 from pipeline.errors import ClusterError
@@ -230,24 +226,17 @@ def test_a_training_without_room_says_so_and_can_be_stopped(toy, tmp_path):
 def test_room_that_others_hold_is_not_waited_for_where_fewer_workers_may_train(
     ray_cluster, toy, tmp_path
 ):
-    run = {"num_workers": 2, "min_workers": 1}
+    # Workers of two processors each: what an earlier test's processes hold still, or let go
+    # meanwhile, makes no second one possible.
+    run = {"num_workers": 2, "min_workers": 1, "num_threads": 2}
     config = config_of(toy, tmp_path / "model", run=run, max_steps=3)
     task = prepare(config).task
-    # Room for one worker is left, whatever an earlier test's processes hold still.
-    others = [placement_group([{"CPU": 1}]) for _ in range(4)]
+    others = placement_group([{"CPU": 1}])
     try:
-        deadline = time.monotonic() + 60
-        while ray_cluster.available_resources().get("CPU", 0) >= 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        states = [placement_group_table(group)["state"] for group in others]
-        held = [number for number, state in enumerate(states) if state == "CREATED"]
-        for number in {*range(len(others))} - {*held[1:]}:
-            remove_placement_group(others[number])
+        assert others.wait(60)
         end = train_on_ray(task, silent)
     finally:
-        for group in others:
-            remove_placement_group(group)
+        remove_placement_group(others)
     assert end.crews == (CrewSpan(0, 1),)
 
 
