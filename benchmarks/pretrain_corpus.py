@@ -25,14 +25,16 @@ import machine
 
 WORK = Path(".corpora")
 UNPACK: dict[str, Callable[[Path, Path], None]] = {
-    "wikitext-2": corpora.unpack_wikitext,
-    "english-novels": corpora.unpack_novels,
+    "wikitext-2": lambda data, target: corpora.unpack_wikitext(data / "wikitext-2", target),
+    "english-novels": lambda data, target: corpora.unpack_novels(data / "english-novels", target),
+    "chinese": corpora.unpack_chinese,
 }
 # How the validation part is read for the last figure, where not as the training reads text.
 MEASURED: dict[str, tuple[str, ...]] = {
     # Each article whole, one after the other: all 217,646 words are counted.
     "wikitext-2": ("text.max_sentence_tokens=1000000", "evaluation.batch_size=1"),
     "english-novels": ("evaluation.max_tokens=100000",),
+    "chinese": ("evaluation.max_tokens=100000",),
 }
 
 
@@ -94,7 +96,7 @@ def main() -> None:
     described = machine.describe()
     target = WORK / arguments.name
     if not target.exists():
-        UNPACK[arguments.name](arguments.data / arguments.name, target)
+        UNPACK[arguments.name](arguments.data, target)
     used_s, record = train(arguments.name, arguments.set)
     measured = measure(arguments.name, record)
     kept = ("seed", "steps", "step_of_the_model", "tokens", "train_seconds", "tokens_per_s")

@@ -50,6 +50,8 @@ def standard() -> tuple[Listed, ...]:
         Listed("sst-5", ("sst/stsa.fine.train", "sst/stsa.fine.dev"), _label_first),
         Listed("trec", ("trec-qc/TREC.train.all",), _trec),
         Listed("bbc", ("bbc-news/bbc.jsonl",), _bbc),
+        Listed("reviews-chinese", (REVIEWS,), _reviews("label")),
+        Listed("topics-chinese", (REVIEWS,), _reviews("cat")),
         Listed(
             "ud-english",
             ("ud-en-ewt/en_ewt-ud-train.slim.conllu", "ud-en-ewt/en_ewt-ud-dev.conllu"),
@@ -146,6 +148,13 @@ _WIC_FILES = (
     "wic/dev.data.txt",
     "wic/dev.gold.txt",
 )
+REVIEWS = "zh-online-shopping/online_shopping_10_cats.csv"
+# A probe has learned what it can from so many, and all of them would cost minutes a line.
+MAX_REVIEWS = 10_000
+_REVIEWS_NOTE = (
+    f"Equal reviews are one, a fifth is held out; at most {MAX_REVIEWS:,} are learned from and "
+    f"{MAX_REVIEWS:,} tested."
+)
 _DEV = "The part to test is the public development set."
 
 
@@ -197,6 +206,17 @@ def _bbc(paths: Paths, max_items: int | None) -> Task:
     train, test = classification.held_out_split(classification.read_table(paths[0]))
     note = "Equal articles are one; a fifth is held out."
     return Classification.of(thinned(train, max_items), thinned(test, max_items), WORDS, [note])
+
+
+def _reviews(label: str) -> Make:
+    def make(paths: Paths, max_items: int | None) -> Task:
+        rows = classification.read_table(paths[0], "review", label)
+        train, test = classification.held_out_split(rows)
+        train = thinned(train, min(max_items or MAX_REVIEWS, MAX_REVIEWS))
+        test = thinned(test, min(max_items or MAX_REVIEWS, MAX_REVIEWS))
+        return Classification.of(train, test, CHINESE, [_REVIEWS_NOTE])
+
+    return make
 
 
 def _tagged(paths: Paths, max_items: int | None) -> Task:

@@ -10,6 +10,7 @@ N items, K layers, D width, C classes.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,12 +23,12 @@ from elmo_model.scalar_mix import ScalarMix
 
 DEFAULT_L2 = 0.001
 """Lambda of the paper for most of its tasks; 1 makes the mix nearly an average."""
-_BATCH_ITEMS = 512
+_BATCH_ITEMS = 64
 _MAX_EPOCHS = 100
 # Epochs without a better loss on the part that is not learned from.
 _PATIENCE = 8
 _WATCHED_SHARE = 0.1
-_HEAD_RATE, _MIX_RATE = 0.02, 0.05
+_HEAD_RATE, _MIX_RATE = 0.02, 0.02
 _HEAD_DECAY = 0.01
 _SEED = 2018
 # A softmax of this lead is 1 in float32.
@@ -74,16 +75,30 @@ class LearnedMix:
 
 
 class Head(nn.Module):
-    """A mix and a linear layer on top of it; for pairs on |u - v| and u * v side by side."""
+    """A mix and a linear layer on top of it; for pairs on |u - v| and u * v side by side.
 
-    def __init__(self, mix: ScalarMix, scale: float, dim: int, items: Items) -> None:
-        """Make a head whose inputs are divided by `scale`, so that they are of order 1."""
+    Means of many tokens have much in common and differ by little. So each layer is taken less its
+    mean, and each direction divided by its spread, which is the same for all layers, so that a
+    text has about length 1: on single texts the linear layer could do either itself, but would
+    take very long to learn it.
+    """
+
+    def __init__(self, mix: ScalarMix, items: Items) -> None:
+        """Make a head for what `mix` gives now of these items."""
         super().__init__()
         self.mix = mix
-        self._scale = scale
-        num_features = dim * (1 if len(items.parts) == 1 else 2)
+        both_NKD = torch.from_numpy(np.concatenate(items.parts))
+        self._mean_KD = both_NKD.mean(0)
+        self._spread_D = torch.ones(both_NKD.shape[2])
+        with torch.no_grad():
+            deviation_D = self._mixed(both_NKD).std(0, correction=0)
+        # A direction in which nothing differs stays as it is.
+        self._spread_D = torch.where(deviation_D > 0, deviation_D, 1.0)
+        self._spread_D *= math.sqrt(len(deviation_D))
+        num_features = both_NKD.shape[2] * (1 if len(items.parts) == 1 else 2)
         self.linear = nn.Linear(num_features, items.num_classes or 1)
         nn.init.zeros_(self.linear.bias)
+        nn.init.zeros_(self.linear.weight)
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
         """Logits (N, C), or scores (N, 1), of parts (N, K, D)."""
@@ -94,7 +109,8 @@ class Head(nn.Module):
         return _logits(self.linear, features)
 
     def _mixed(self, part_NKD: Tensor) -> Tensor:
-        layers_KN1D = part_NKD.transpose(0, 1)[:, :, None] / self._scale
+        scaled_NKD = (part_NKD - self._mean_KD) / self._spread_D
+        layers_KN1D = scaled_NKD.transpose(0, 1)[:, :, None]
         mask = torch.ones(layers_KN1D.shape[1:3], dtype=torch.bool)
         mixed_N1D: Tensor = self.mix(layers_KN1D, mask)
         return mixed_N1D[:, 0]
@@ -137,10 +153,7 @@ def _train(mix: ScalarMix, items: Items, l2: float) -> tuple[Head, int]:
     order = torch.randperm(len(items.targets_N), generator=generator).numpy()
     num_watched = max(1, int(len(order) * _WATCHED_SHARE))
     watched, learned = items.take(order[:num_watched]), items.take(order[num_watched:])
-    scale = float(np.sqrt(np.mean(np.square(learned.parts[0].mean(axis=1))))) or 1.0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        head = Head(mix, scale, items.parts[0].shape[2], items)
+    head = Head(mix, learned)
     trained = [value for value in mix.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(
         [

@@ -45,6 +45,17 @@ def test_a_head_on_one_layer_knows_what_that_layer_says_and_no_more():
     assert accuracy(learn_head(train, None), test) > 0.5
 
 
+def test_small_differences_beside_a_large_common_part_are_learned():
+    train, test = items_with(1), items_with(1, seed=1)
+    for items in (train, test):
+        # As means of many tokens are, and one layer's more than another's.
+        items.parts[0][:] = 0.01 * items.parts[0] + np.array([5, 1, 0.2], np.float32)[:, None]
+    assert accuracy(learn_head(train, 1), test) > GOOD_ACCURACY
+    mix, head = learn_mix(train)
+    assert int(np.argmax(mix.shares)) == 1
+    assert accuracy(head, test) > GOOD_ACCURACY
+
+
 def test_pairs_are_learned_from_both_texts():
     random = np.random.default_rng(5)
     first = random.standard_normal((500, 2, 6)).astype(np.float32)
