@@ -53,6 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a task of your own files, such as classification=reviews.csv; may be repeated",
     )
     parser.add_argument(
+        "--text",
+        metavar="COLUMN",
+        nargs="+",
+        help="the texts' columns in tables of --own (text; for similarity sentence1 sentence2)",
+    )
+    parser.add_argument(
+        "--label",
+        metavar="COLUMN",
+        help="the column of labels in tables of --own, or of scores (label; for similarity score)",
+    )
+    parser.add_argument(
         "--tokenizer",
         choices=("words", "chinese", "pretokenized"),
         default="words",
@@ -201,7 +212,7 @@ def _others(flags: argparse.Namespace) -> dict[str, str]:
 def _tasks(flags: argparse.Namespace) -> dict[str, Task]:
     from pipeline.config import TextConfig
     from pipeline.errors import ConfigError
-    from pipeline.evaluation.catalogue import found_in, own
+    from pipeline.evaluation.catalogue import Columns, found_in, own
 
     if flags.max_items is not None and flags.max_items < 1:
         raise ConfigError(f"--max-items {flags.max_items}: expected 1 or more")
@@ -211,6 +222,7 @@ def _tasks(flags: argparse.Namespace) -> dict[str, Task]:
     if flags.data is not None:
         tasks |= found_in(Path(flags.data), flags.tasks, flags.max_items)
     text = TextConfig(tokenizer=flags.tokenizer)
+    columns = Columns(tuple(flags.text) if flags.text else None, flags.label)
     for value in flags.own:
         kind, paths = _pair("--own", value)
         files = [Path(path) for path in paths.split(",")]
@@ -219,7 +231,7 @@ def _tasks(flags: argparse.Namespace) -> dict[str, Task]:
             raise ConfigError(
                 f"--own {value}: there is a task '{name}' already; rename one of the files"
             )
-        tasks[name] = own(kind, files, text, flags.max_items)
+        tasks[name] = own(kind, files, text, flags.max_items, columns)
     if not tasks:
         raise ConfigError("nothing to measure on: give --data DIR, or --own KIND=PATH")
     return tasks

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.config import TextConfig
 from pipeline.errors import ConfigError
-from pipeline.evaluation import classification, retrieval, word_vectors
+from pipeline.evaluation import classification, retrieval, similarity, word_vectors
 from pipeline.evaluation.classification import Classification
 from pipeline.evaluation.documents import CHINESE, WORDS, thinned
 from pipeline.evaluation.part_of_speech import PartOfSpeech
@@ -110,17 +110,40 @@ KINDS = (
 )
 
 
-def own(kind: str, paths: Paths, text: TextConfig, max_items: int | None) -> Task:
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of one's own tables are called; None is the name that the kind expects."""
+
+    texts: tuple[str, ...] | None = None
+    label: str | None = None
+
+    def named(self, texts: tuple[str, ...], label: str) -> tuple[str, ...]:
+        """Of the texts, and of the label or score, with the kind's own names as the defaults.
+
+        Raises:
+            ConfigError: another number of texts than the kind has.
+        """
+        chosen = self.texts or texts
+        if len(chosen) != len(texts):
+            raise ConfigError(
+                f"--text {' '.join(chosen)}: {len(texts)} columns expected, as {' '.join(texts)}"
+            )
+        return (*chosen, self.label or label)
+
+
+def own(kind: str, paths: Paths, text: TextConfig, max_items: int | None, columns: Columns) -> Task:
     """A task of the user's own files; what each kind reads stands in docs/EVALUATION.md.
 
     Raises:
-        ConfigError: an unknown kind, or another number of paths than it takes.
+        ConfigError: an unknown kind, another number of paths than it takes, or of columns.
         SourceError: a file is not what the kind reads.
     """
     if kind == "retrieval" and len(paths) == 1:
         return Retrieval.of(retrieval.read_beir(paths[0]), text, max_items)
     if kind == "similarity" and len(paths) in (1, 2):
-        return Similarity.read(paths[-1], paths[0] if len(paths) == 2 else None, text, max_items)
+        first, second, score = columns.named(similarity.SENTENCES, similarity.SCORE)
+        train_path = paths[0] if len(paths) == 2 else None
+        return Similarity.read(paths[-1], train_path, text, max_items, (first, second, score))
     if kind == "words-in-context" and len(paths) == 4:
         return WordsInContext.read((paths[0], paths[1]), (paths[2], paths[3]), max_items)
     if kind == "word-similarity" and len(paths) == 1:
@@ -128,7 +151,8 @@ def own(kind: str, paths: Paths, text: TextConfig, max_items: int | None) -> Tas
     if kind == "analogies" and len(paths) == 1:
         return word_vectors.Analogies.read(paths[0], max_items)
     if kind == "classification" and len(paths) in (1, 2):
-        parts = [classification.read_table(path) for path in paths]
+        names = columns.named((classification.TEXT,), classification.LABEL)
+        parts = [classification.read_table(path, *names) for path in paths]
         if len(parts) == 1:
             parts = list(classification.held_out_split(parts[0]))
         train, test = (thinned(part, max_items) for part in parts)

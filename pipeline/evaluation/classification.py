@@ -1,8 +1,8 @@
 """Classes of texts: accuracy of a linear probe on pooled vectors.
 
-SST, TREC, BBC news and Chinese reviews; an own file is a table (.tsv, .csv, .jsonl) with the
-columns text and label. Where no part is given for tests, a fifth of the distinct texts is held out
-by a hash, and no text is on both sides.
+SST, TREC, BBC news and Chinese reviews; an own file is a table (.tsv, .csv, .jsonl) with a column
+of texts and one of labels. Where no part is given for tests, a fifth of the distinct texts is held
+out by a hash, and no text is on both sides.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pipeline.evaluation.scores import Ratio
 from pipeline.evaluation.systems import System, Vectors
 from pipeline.evaluation.task import Outcome, lines_of, table
 
+TEXT, LABEL = "text", "label"
 Labelled = tuple[str, str]
 """A text and its label."""
 
@@ -117,7 +118,7 @@ def read_label_first(path: Path, encoding: str = "utf-8") -> list[Labelled]:
     return found
 
 
-def read_table(path: Path, text: str = "text", label: str = "label") -> list[Labelled]:
+def read_table(path: Path, text: str = TEXT, label: str = LABEL) -> list[Labelled]:
     """The columns `text` and `label` of a table; of equal texts the first stays.
 
     Raises:

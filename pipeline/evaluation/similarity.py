@@ -1,6 +1,6 @@
 """Similarity of sentence pairs: Spearman between cosines and people's scores (STS-B; own files).
 
-A file is a table (.tsv, .csv, .jsonl) with the columns sentence1, sentence2 and score.
+A file is a table (.tsv, .csv, .jsonl) with two columns of texts and one of scores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.evaluation.scores import RankCorrelation
 from pipeline.evaluation.systems import System, centered_unit, pair_cosines
 from pipeline.evaluation.task import Outcome, lines_of, table
 
-COLUMNS = ("sentence1", "sentence2", "score")
+SENTENCES, SCORE = ("sentence1", "sentence2"), "score"
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,23 @@ class Similarity:
 
     @classmethod
     def read(
-        cls, test: Path, train: Path | None, text: TextConfig, max_items: int | None
+        cls,
+        test: Path,
+        train: Path | None,
+        text: TextConfig,
+        max_items: int | None,
+        columns: tuple[str, str, str] = (*SENTENCES, SCORE),
     ) -> Similarity:
         """Read the pairs to test, and those to learn a mix from.
 
         Raises:
-            SourceError: a file is not such a table.
+            SourceError: a file is not a table with these columns.
         """
-        nothing: tuple[list[Document], NDArray[np.float64]] = ([], np.empty(0))
-        tested = _read(test, text, max_items)
-        return cls(*tested, *(nothing if train is None else _read(train, text, max_items)))
+        found: list[tuple[list[Document], NDArray[np.float64]]] = []
+        for path in (test, train):
+            pairs = ([], np.empty(0)) if path is None else _read(path, text, max_items, columns)
+            found.append(pairs)
+        return cls(*found[0], *found[1])
 
     def measure(self, systems: Sequence[System]) -> Outcome:
         """Spearman's rho of the cosines."""
@@ -75,11 +82,11 @@ class Similarity:
 
 
 def _read(
-    path: Path, text: TextConfig, max_items: int | None
+    path: Path, text: TextConfig, max_items: int | None, columns: tuple[str, str, str]
 ) -> tuple[list[Document], NDArray[np.float64]]:
     rows = list(read_rows(path))
-    columns_of(path, rows, COLUMNS)
-    gold = np.array(thinned(numbers_of(path, rows, "score"), max_items))
+    columns_of(path, rows, columns)
+    gold = np.array(thinned(numbers_of(path, rows, columns[2]), max_items))
     rows = thinned(rows, max_items)
-    sentences = [row[name] for name in COLUMNS[:2] for row in rows]
+    sentences = [row[name] for name in columns[:2] for row in rows]
     return tokenised(sentences, text), gold

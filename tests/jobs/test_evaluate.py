@@ -109,6 +109,20 @@ def test_released_files_give_the_table_that_the_directory_gives(
 
 
 @pytest.mark.shared
+def test_tables_may_have_other_columns(directory, tmp_path, capsys):
+    rows = [f"{n},a {'good' if n % 2 else 'bad'} thing,{n} of them,{n % 5}" for n in range(60)]
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join(["number,left,right,degree", *rows]))
+    own = ("--model", directory, "--own", f"similarity={path}")
+    code, status = run(capsys, *own, "--text", "left", "right", "--label", "degree")
+    assert code == 0
+    assert status["result"]["tasks"][0]["num_items"] == 60
+    own = ("--model", directory, "--own", f"classification={path}")
+    code, status = run(capsys, *own, "--text", "right", "--label", "degree")
+    assert code == 0
+    assert any("5 classes" in note for note in status["result"]["tasks"][0]["notes"])
+
+
 def test_every_public_set_is_read_and_scored_on_a_few_items(directory, shared, capsys):
     code, status = run(capsys, "--model", directory, "--data", shared / "data", "--max-items", 12)
     assert code == 0
@@ -141,6 +155,7 @@ def test_the_text_shows_scores_intervals_and_verdicts(directory, reviews, capsys
         (("--model", "m", "--own", "classification"), "expected two parts with = between"),
         (("--model", "m", "--own", "parsing=x"), "--own parsing with 1 paths: expected"),
         (("--model", "m", "--own", "classification=/no/such.csv"), "/no/such.csv"),
+        (("--model", "m", "--own", "similarity=x.csv", "--text", "one"), "2 columns expected"),
         (("--model", "m", "--data", "/no/such"), "none of the public sets"),
         (("--model", "m", "--data", "x", "--tasks", "glue"), "unknown; known: scifact"),
         (("--model", "m", "--data", "x", "--tasks", "wic"), "x has no wic/train.data.txt"),
