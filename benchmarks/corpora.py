@@ -99,9 +99,9 @@ def unpack_chinese(data: Path, target: Path) -> None:
     sentences = ["".join(word for word, _ in tagged) for tagged in read_conllu(data / TREEBANK)]
     for first in range(0, len(sentences), SENTENCES_OF_A_DOCUMENT):
         parts["train"].append("\n".join(sentences[first : first + SENTENCES_OF_A_DOCUMENT]))
-    # The file has the reviews by category, and a batch should not.
-    random.Random(1).shuffle(parts["train"])
     for part, chosen in parts.items():
+        # The file has the reviews by category, which neither a batch nor a sample should.
+        random.Random(1).shuffle(chosen)
         with (target / f"{part}.jsonl").open("w", encoding="utf-8") as sink:
             for number, text in enumerate(chosen):
                 row = {"id": f"{part}-{number:05d}", "text": text}
