@@ -100,6 +100,12 @@ class PgvectorSection(Section):
         None, gt=0, le=32768, description="ivfflat: lists; null is a thousandth of the rows"
     )
     num_probes: int = Field(32, gt=0, description="ivfflat: lists that a query looks at")
+    max_growth: float = Field(
+        4.0,
+        gt=1,
+        description="ivfflat: with this many times the rows that its lists were made for, the "
+        "index is built anew",
+    )
 
 
 class QualitySection(Section):

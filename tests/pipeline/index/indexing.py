@@ -128,7 +128,7 @@ def write_vectors(
     storage: Storage, ids: Sequence[str], vectors_ND: Any, lang: str | None = "en"
 ) -> DataFile:
     """A data file of these vectors."""
-    schema = table_schema("float32")
+    schema = table_schema("float32", dim=np.shape(vectors_ND)[1])
     flat = pa.array(np.asarray(vectors_ND, np.float32).reshape(-1))
     vector = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)
     hashes = pa.array([uuid.uuid4().bytes for _ in ids], pa.binary(16))
@@ -142,7 +142,8 @@ def write_vectors(
 
 def commit(store: SnapshotStore, files: Sequence[DataFile], **values: Any) -> Snapshot:
     """The next snapshot, of just these files, without a change feed."""
-    schema = table_schema("float32", partition_columns=("lang",))
+    dim = values.pop("dim", DIM)
+    schema = table_schema("float32", partition_columns=("lang",), dim=dim)
     defaults = {
         "run_id": f"run-{uuid.uuid4().hex[:8]}",
         "schema": schema,
