@@ -31,6 +31,7 @@ from pipeline.index.update import IndexReport, plan_update, update_index
 from pipeline.snapshot.commit import SnapshotStore
 from pipeline.snapshot.metadata import DataFile, Snapshot
 from pipeline.storage import Storage
+from tests.pipeline.index.opensearch_double import OpenSearch, start
 from tests.pipeline.snapshots import DIM, table_schema
 from tests.pipeline.snapshots import snapshot as new_snapshot
 
@@ -93,8 +94,18 @@ def _end_server(package: Path, directory: str) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+@functools.cache
+def opensearch() -> tuple[str, OpenSearch]:
+    """URL and state of a server that answers as OpenSearch, which ends with this process."""
+    url, state, end = start()
+    atexit.register(end)
+    return url, state
+
+
 def new_url(kind: str) -> str:
     """Where an index of this kind, which is not there yet, can be kept."""
+    if kind == "opensearch":
+        return f"{opensearch()[0]}#t_{uuid.uuid4().hex[:16]}"
     if kind == "pgvector":
         return f"{postgres_url()}#t_{uuid.uuid4().hex[:16]}"
     return f"memory://{uuid.uuid4().hex}"

@@ -48,9 +48,9 @@ QUERIES = np.random.default_rng(1).standard_normal((4, DIM))
 # Stored as float16: scores of the same vectors are the same, those of float32 rounding apart.
 SCORE_TOLERANCE = 1e-6
 
-KINDS = ["flat", "hnsw", "ivf", "ivf_pq", "pgvector"]
+KINDS = ["flat", "hnsw", "ivf", "ivf_pq", "opensearch", "pgvector"]
 # What does not depend on how vectors are stored.
-ONE_OF_EACH = ["flat", "pgvector"]
+ONE_OF_EACH = ["flat", "opensearch", "pgvector"]
 
 
 def memory_store() -> SnapshotStore:
@@ -68,6 +68,9 @@ def store() -> SnapshotStore:
 
 def sections_of(kind: str) -> dict:
     """Looks at all lists, so that the answers of two trainings are the same."""
+    if kind == "opensearch":
+        # A reader there needs its state to be kept.
+        return {"index": {"kind": kind, "keep_versions": 4}}
     if kind == "pgvector":
         return {"index": {"kind": kind}, "pgvector": {"search_depth": 1000}}
     return {"faiss": {"type": kind, "max_dead_share": 0.9, "num_probes": 1000}}
@@ -352,7 +355,7 @@ def check_whole(reader: IndexReader) -> int:
 def test_readers_see_the_old_or_the_new_index_and_never_a_half(local_url, tmp_path, kind):
     store = SnapshotStore(open_storage(local_url))
     options = sections_of(kind)
-    options["index"] = {**options.get("index", {}), "keep_versions": 1}
+    options["index"] = {"keep_versions": 1, **options.get("index", {})}
     # In memory and in files, which go while they are being opened.
     url = new_url(kind) if kind in ONE_OF_EACH else str(tmp_path / "index")
     turnover(store, 1)
