@@ -123,7 +123,11 @@ class OpenSearchSection(Section):
         100, gt=0, description="candidates when a row is added (ef_construction)"
     )
     search_depth: int = Field(
-        100, gt=0, description="candidates when a query is answered (ef_search); lucene has none"
+        100,
+        gt=0,
+        le=10_000,
+        description="candidates when a query is answered (ef_search; also k in elmo search, since "
+        "lucene knows nothing else)",
     )
     num_shards: int = Field(1, gt=0, description="parts of the index (number_of_shards)")
     num_replicas: int = Field(

@@ -28,10 +28,10 @@ from pipeline.hits import Hit, unit
 from pipeline.index.config import OpenSearchSection
 from pipeline.index.opensearch_requests import (
     KIND,
-    MAX_HITS,
     Target,
     claim_of,
     claim_request,
+    conditions_of,
     cosine_of,
     draft_requests,
     integer_columns,
@@ -56,6 +56,7 @@ class _Published:
 
     index: str
     state: IndexState
+    section: OpenSearchSection
     before: tuple[str, ...]
     integers: set[str]
 
@@ -63,14 +64,13 @@ class _Published:
 class OpenSearchReader:
     """One state of an index: an index of OpenSearch that does not change."""
 
-    def __init__(
-        self, server: OpenSearchServer, index: str, state: IndexState, integers: set[str]
-    ) -> None:
-        """Search `index`, whose columns of whole numbers are `integers`."""
-        self.state = state
+    def __init__(self, server: OpenSearchServer, found: _Published) -> None:
+        """Search what was found on a server."""
+        self.state = found.state
         self._server = server
-        self._index = index
-        self._integers = integers
+        self._index = found.index
+        self._depth = found.section.search_depth
+        self._integers = found.integers
 
     def search(
         self,
@@ -78,17 +78,17 @@ class OpenSearchReader:
         num_hits: int,
         where: Mapping[str, str | None] | None = None,
     ) -> list[list[Hit]]:
-        """As `protocol.IndexReader.search`; MAX_HITS at most come back.
+        """As `protocol.IndexReader.search`; OpenSearch gives 10,000 hits at most.
 
         Raises:
             MissingFileError: this state is no longer kept.
         """
         where = where or {}
         check_where(where, self.state.columns, self._index)
-        wanted = min(num_hits, MAX_HITS)
+        conditions = conditions_of(where, self._integers)
         hits = []
         for query_D in unit(queries_QD.astype(np.float32)):
-            body = search_body(query_D.tolist(), wanted, where, self._integers)
+            body = search_body(query_D.tolist(), num_hits, self._depth, conditions)
             try:
                 answer = self._server.post(path_of(self._index, "_search"), body)
             except MissingFileError as error:
@@ -141,8 +141,9 @@ class OpenSearchDraft:
 
     def reader(self) -> OpenSearchReader:
         """Searches the draft."""
-        feeder = self._feeder
-        return OpenSearchReader(feeder.server, self._target.index, self.state, self._integers)
+        target, feeder = self._target, self._feeder
+        found = _Published(target.index, self.state, feeder.section, target.before, self._integers)
+        return OpenSearchReader(feeder.server, found)
 
     def publish(self) -> None:
         """Turn the alias, and remove what has been replaced for longer than is kept.
@@ -278,9 +279,7 @@ def open_opensearch(url: str) -> OpenSearchReader | None:
     address, name = split_url(url)
     server = OpenSearchServer(address)
     found = _published(server, name, url)
-    if found is None:
-        return None
-    return OpenSearchReader(server, found.index, found.state, found.integers)
+    return None if found is None else OpenSearchReader(server, found)
 
 
 def _published(server: OpenSearchServer, name: str, url: str) -> _Published | None:
@@ -295,5 +294,6 @@ def _published(server: OpenSearchServer, name: str, url: str) -> _Published | No
         )
     ((index, described),) = found.items()
     mapping = described["mappings"]
-    state, before = state_of(mapping.get("_meta"), url)
-    return _Published(index, state, before, integer_columns(mapping.get("properties", {})))
+    state, section, before = state_of(mapping.get("_meta"), url)
+    integers = integer_columns(mapping.get("properties", {}))
+    return _Published(index, state, section, before, integers)

@@ -115,8 +115,8 @@ def meta_of(state: IndexState, section: OpenSearchSection, before: Sequence[str]
     return {META: {**state.to_json(), SECTION: settings, BEFORE: list(before)}}
 
 
-def state_of(meta: Any, where: str) -> tuple[IndexState, tuple[str, ...]]:
-    """The state that a mapping's `_meta` records, and the indexes that it left.
+def state_of(meta: Any, where: str) -> tuple[IndexState, OpenSearchSection, tuple[str, ...]]:
+    """What a mapping's `_meta` records: the state, how it is searched, the indexes that it left.
 
     Raises:
         ConfigError: it is no index of this package.
@@ -131,7 +131,8 @@ def state_of(meta: Any, where: str) -> tuple[IndexState, tuple[str, ...]]:
     state = IndexState.from_json(found, where)
     if state.settings.get("kind") != KIND:
         raise CorruptFileError(f"{where}: it is not of kind {KIND}")
-    return state, tuple(str(name) for name in found.get(BEFORE, ()))
+    section = OpenSearchSection.model_validate(found.get(SECTION, {}))
+    return state, section, tuple(str(name) for name in found.get(BEFORE, ()))
 
 
 def draft_requests(feed: Feed, target: Target, section: OpenSearchSection) -> Iterator[Request]:
@@ -231,23 +232,28 @@ def bulk_bodies(batches: Iterator[pa.RecordBatch], max_bytes: int) -> Iterator[b
         yield b"".join(parts)
 
 
+def conditions_of(where: Mapping[str, str | None], integers: set[str]) -> list[dict[str, Any]]:
+    """The queries that rows with these values match, `integers` being columns of numbers."""
+    return [_condition(name, value, integers) for name, value in where.items()]
+
+
 def search_body(
-    query_D: Sequence[float], num_hits: int, where: Mapping[str, str | None], integers: set[str]
+    query_D: Sequence[float], num_hits: int, depth: int, conditions: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The rows nearest to a query.
 
     Args:
         query_D: of length 1.
-        num_hits: rows wanted, MAX_HITS at most.
-        where: only rows with these values.
-        integers: columns of numbers.
+        num_hits: rows wanted; MAX_HITS at most come.
+        depth: candidates that are looked at: engines differ in what else tells them.
+        conditions: that a row must meet; of `conditions_of`.
     """
-    knn: dict[str, Any] = {"vector": list(query_D), "k": num_hits}
-    if where:
-        conditions = [_condition(name, value, integers) for name, value in where.items()]
-        knn["filter"] = {"bool": {"must": conditions}}
+    neighbours = min(max(num_hits, depth), MAX_HITS)
+    knn: dict[str, Any] = {"vector": list(query_D), "k": neighbours}
+    if conditions:
+        knn["filter"] = {"bool": {"must": list(conditions)}}
     return {
-        "size": num_hits,
+        "size": min(num_hits, MAX_HITS),
         "query": {"knn": {VECTOR: knn}},
         "_source": {"excludes": [VECTOR]},
     }

@@ -1,9 +1,9 @@
 """A server that answers as OpenSearch is documented to, and refuses whatever is not documented.
 
-No real OpenSearch can run here. This one has the requests that `pipeline.index` makes, with what
-the documentation says of them: what a line of `_bulk` must be, what is atomic, what a refresh
-shows, what is refused (`opensearch_rules`). It looks at every vector, so that its answers are
-exact. It proves no more than that the requests are as documented.
+It has the requests that `pipeline.index` makes, with what the documentation says of them: what a
+line of `_bulk` must be, what is atomic, what a refresh shows, what is refused (`opensearch_rules`).
+It looks at every vector, so that its answers are exact. It proves no more than that the requests
+are as documented.
 """
 
 from __future__ import annotations
@@ -61,13 +61,18 @@ class Index:
 
 @dataclass
 class Fault:
-    """What happens to the next requests that match, `count` of them: a status, or no answer."""
+    """What happens to the next `count` requests that match.
+
+    A status is answered, and the request is done only with `is_done`; without one it is done, and
+    the connection ends without an answer.
+    """
 
     method: str
     path: str
     count: int = 1
     status: int | None = None
     is_done: bool = False
+    location: str | None = None
 
 
 class OpenSearch:
@@ -365,7 +370,7 @@ class Handler(BaseHTTPRequestHandler):
             fault.count -= 1
             if fault.status is not None and not fault.is_done:
                 error = {"error": {"type": "fault", "reason": "asked for"}, "status": fault.status}
-                self.reply(fault.status, error)
+                self.reply(fault.status, error, fault.location)
                 return
         status, answer = self.answered(state, parts.path, parts.query, body)
         if fault is None:
@@ -407,11 +412,13 @@ class Handler(BaseHTTPRequestHandler):
             return 400, {"error": {"type": "parse_exception", "reason": repr(error)}, "status": 400}
         return 200, answer
 
-    def reply(self, status: int, answer: Mapping[str, Any]) -> None:
+    def reply(self, status: int, answer: Mapping[str, Any], location: str | None = None) -> None:
         data = json.dumps(answer, separators=(",", ":")).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        if location is not None:
+            self.send_header("Location", location)
         self.end_headers()
         self.wfile.write(data)
 
