@@ -101,15 +101,17 @@ class RequestsDraft:
             self._feeder.versions.discard(self._files)
 
     def _write(self, request: Request) -> None:
-        path, encoding = NO_BODY, "identity"
+        path, other = NO_BODY, "Accept: application/json"
         if request.body:
             data, ending = request.body, "ndjson" if request.is_bulk else "json"
             if request.is_bulk and self._feeder.section.compress:
-                data, ending, encoding = gzip.compress(data, mtime=0), "gz", "gzip"
+                data, ending = gzip.compress(data, mtime=0), "gz"
+                other = "Content-Encoding: gzip"
             stored = self._stored(ending, data)
             self._files[f"{len(self._lines) + 1:06d}"] = stored
             path = stored.path
-        values = (request.method, request.path, request.content_type, encoding, path)
+        header = f"Content-Type: {request.content_type}"
+        values = (request.method, request.path, header, other, path)
         self._lines.append("\t".join(values) + "\n")
 
     def _stored(self, ending: str, data: bytes) -> StoredFile:

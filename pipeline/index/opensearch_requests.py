@@ -92,8 +92,10 @@ class Target:
             keep: states that stay, the new one among them.
         """
         earlier = (() if base is None else (base,)) + tuple(before)
+        # What has another name was put there by somebody else, who may remove it.
+        states = tuple(index for index in earlier if is_index_of(name, index))
         index = f"{name}-{uuid.uuid4().hex}"
-        return cls(name, index, base, earlier[: keep - 1], earlier[keep - 1 :])
+        return cls(name, index, base, states[: keep - 1], states[keep - 1 :])
 
 
 def check_name(name: str) -> None:
@@ -149,7 +151,7 @@ def draft_requests(feed: Feed, target: Target, section: OpenSearchSection) -> It
     else:
         dynamic = _dynamic_settings(section)
         settings = {"settings": {**dynamic, "index.blocks.write": False}}
-        clone = f"/{target.base}/_clone/{target.index}"
+        clone = path_of(str(target.base), "_clone", target.index)
         yield _json_request("PUT", clone, settings, is_repeatable=False)
     health = f"/_cluster/health{where}?wait_for_status=yellow&timeout={_HEALTH_TIMEOUT}"
     yield Request("GET", health)

@@ -275,6 +275,19 @@ def test_earlier_states_stay_as_long_as_they_are_told_to(store):
         found(reader, np.ones(DIM), 99)
 
 
+def test_nothing_goes_that_is_not_called_like_a_state_of_this_index(store, server):
+    """Whatever the index says of itself: who may write there may not remove what is elsewhere."""
+    url, victim = new_url("opensearch"), f"victim-{uuid.uuid4().hex}"
+    feed(store, url, **SECTIONS)
+    live = server.indexes[live_index(url)]
+    server.indexes[victim] = type(live)(victim, {}, {})
+    live.mapping["_meta"]["elmo"]["before"] = [victim, f"{victim}?x", "*", "_all"]
+    feed(store, url, rebuild=True, index={"kind": "opensearch", "keep_versions": 1})
+    assert victim in server.indexes
+    assert indexes_of(url) == [live_index(url)]
+    assert not [path for method, path, _ in server.log if method == "DELETE" and "t_" not in path]
+
+
 def test_what_a_killed_feeder_left_goes_after_a_day_and_a_draft_at_work_stays(store, server):
     url = new_url("opensearch")
     name = url.partition("#")[2]
