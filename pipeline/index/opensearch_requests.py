@@ -159,7 +159,8 @@ def draft_requests(feed: Feed, target: Target, section: OpenSearchSection) -> It
         for start in range(0, len(step.gone_ids), MAX_GONE_IDS):
             ids = step.gone_ids[start : start + MAX_GONE_IDS].to_pylist()
             query = {"query": {"terms": {"id": ids}}}
-            yield _json_request("POST", f"{where}/_delete_by_query", query)
+            # Nobody else writes here: a conflict is a row that left when this was sent before.
+            yield _json_request("POST", f"{where}/_delete_by_query?conflicts=proceed", query)
         for body in bulk_bodies(step.rows(), section.max_request_bytes):
             yield Request("POST", f"{where}/_bulk", body, is_bulk=True)
     yield Request("POST", f"{where}/_refresh")

@@ -156,7 +156,6 @@ class OpenSearchServer:
             answer.get("acknowledged") is False and "not acknowledged in time",
             answer.get("timed_out") is True and "timed out",
             bool(answer.get("failures")) and f"failures: {json.dumps(answer.get('failures'))}",
-            bool(answer.get("version_conflicts")) and "somebody else writes to this index",
             isinstance(shards, dict) and bool(shards.get("failed")) and "a shard failed",
         ]
         found = [problem for problem in problems if problem]

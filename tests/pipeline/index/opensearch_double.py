@@ -233,17 +233,21 @@ class OpenSearch:
             raise Refusal(403, "cluster_block_exception", f"index [{name}] blocked")
         query = call.json({"query"})["query"]
         gone = [id_ for id_, row in index.seen.items() if matches(row, query, index.mapping)]
+        conflicts = call.parameter("conflicts", "abort")
+        if conflicts not in ("abort", "proceed"):
+            raise Refusal(400, "illegal_argument_exception", f"conflicts {conflicts}")
+        # What was changed or removed since the last refresh.
         changed = [id_ for id_ in gone if index.rows.get(id_) is not index.seen[id_]]
-        if changed:
+        if changed and conflicts == "abort":
             raise Refusal(409, "version_conflict_engine_exception", f"{len(changed)} rows changed")
-        for id_ in gone:
+        for id_ in set(gone) - set(changed):
             del index.rows[id_]
         return {
             "took": 1,
             "timed_out": False,
             "total": len(gone),
-            "deleted": len(gone),
-            "version_conflicts": 0,
+            "deleted": len(gone) - len(changed),
+            "version_conflicts": len(changed),
             "failures": [],
         }
 

@@ -214,6 +214,16 @@ def test_a_request_that_may_be_repeated_is_repeated(store, server, fault):
     assert ids_in(url) == {f"doc-{n}" for n in range(NUM_DOCUMENTS)}
 
 
+def test_rows_that_left_without_an_answer_leave_once_more(store, server):
+    """Before the next refresh the server still finds them, and in conflict with what it did."""
+    url = new_url("opensearch")
+    feed(store, url, **SECTIONS)
+    Night({"doc-0": Document("two")}, deletes=["doc-1"]).commit(store)
+    server.faults.append(Fault("POST", "/_delete_by_query"))
+    assert feed(store, url, **SECTIONS).action == "delta"
+    assert ids_in(url) == {f"doc-{n}" for n in range(NUM_DOCUMENTS) if n != 1}
+
+
 def test_a_rejected_row_is_named_and_nothing_is_published(store, server):
     url = new_url("opensearch")
     feed(store, url, **SECTIONS)
