@@ -22,15 +22,19 @@ class SnapshotSection(Section):
 class TargetSection(Section):
     """Which index is fed, and where it is."""
 
-    kind: Literal["faiss", "pgvector"] = Field("faiss", description="the index to feed")
+    kind: Literal["faiss", "opensearch", "pgvector"] = Field(
+        "faiss", description="the index to feed"
+    )
     path: str = Field(
         description="faiss: directory of the index, a local path or a URL; pgvector: "
-        "postgresql://host/database#name, the name being elmo where there is none"
+        "postgresql://host/database#name, the name being elmo where there is none; opensearch: "
+        "https://host:9200#name, or a directory for the requests"
     )
     keep_versions: int = Field(
         2,
         gt=0,
-        description="faiss: published versions that stay, so that who has opened one can read on",
+        description="faiss, opensearch: published versions that stay, so that who has opened one "
+        "can read on",
     )
 
 
@@ -100,6 +104,43 @@ class PgvectorSection(Section):
         None, gt=0, le=32768, description="ivfflat: lists; null is a thousandth of the rows"
     )
     num_probes: int = Field(32, gt=0, description="ivfflat: lists that a query looks at")
+    max_growth: float = Field(
+        4.0,
+        gt=1,
+        description="ivfflat: with this many times the rows that its lists were made for, the "
+        "index is built anew",
+    )
+
+
+class OpenSearchSection(Section):
+    """What an index in OpenSearch is made of, and what its requests are like."""
+
+    engine: Literal["faiss", "lucene"] = Field(
+        "faiss", description="what builds the graph (HNSW) in OpenSearch"
+    )
+    num_links: int = Field(16, ge=2, le=100, description="links of a row (m)")
+    build_depth: int = Field(
+        100, gt=0, description="candidates when a row is added (ef_construction)"
+    )
+    search_depth: int = Field(
+        100,
+        gt=0,
+        le=10_000,
+        description="candidates when a query is answered (ef_search; also k in elmo search, since "
+        "lucene knows nothing else)",
+    )
+    num_shards: int = Field(1, gt=0, description="parts of the index (number_of_shards)")
+    num_replicas: int = Field(
+        1, ge=0, description="copies of each part (number_of_replicas); a single node needs 0"
+    )
+    max_request_bytes: int = Field(
+        10 << 20,
+        gt=0,
+        le=100 << 20,
+        description="bytes of a request with rows, before it is compressed; servers refuse more "
+        "than 100 MiB",
+    )
+    compress: bool = Field(False, description="compress requests with rows (gzip)")
 
 
 class QualitySection(Section):
@@ -139,4 +180,5 @@ class IndexConfig(Section):
     index: TargetSection
     faiss: FaissSection = FaissSection()
     pgvector: PgvectorSection = PgvectorSection()
+    opensearch: OpenSearchSection = OpenSearchSection()
     quality: QualitySection = QualitySection()

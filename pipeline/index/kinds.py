@@ -13,8 +13,13 @@ from pipeline.index.config import IndexConfig
 from pipeline.index.protocol import IndexFeeder, IndexReader
 from pipeline.storage import open_storage
 
-_PACKAGES = {"faiss": ("faiss",), "pgvector": ("psycopg", "pgvector")}
+_PACKAGES: dict[str, tuple[str, ...]] = {
+    "faiss": ("faiss",),
+    "opensearch": (),
+    "pgvector": ("psycopg", "pgvector"),
+}
 _POSTGRES = ("postgresql://", "postgres://")
+_HTTP = ("https://", "http://")
 
 
 def open_feeder(config: IndexConfig) -> IndexFeeder:
@@ -31,6 +36,11 @@ def open_feeder(config: IndexConfig) -> IndexFeeder:
         raise ConfigError(
             f"index.path: index.kind is {config.index.kind}, which expects {expected}, found "
             f"{found}; change one of the two"
+        )
+    if config.index.path.startswith(_HTTP) and config.index.kind != "opensearch":
+        raise ConfigError(
+            f"index.path: index.kind is {config.index.kind}, which does not expect a URL of a "
+            "server on the web; change one of the two"
         )
     need_package(config.index.kind)
     return _FEEDERS[config.index.kind](config)
@@ -53,6 +63,10 @@ def open_index(url: str) -> IndexReader:
         from pipeline.index.pgvector_index import open_pgvector
 
         reader = open_pgvector(url)
+    elif url.startswith(_HTTP):
+        from pipeline.index.opensearch_index import open_opensearch
+
+        reader = open_opensearch(url)
     else:
         need_package("faiss")
         from pipeline.index.faiss_index import open_faiss
@@ -91,7 +105,18 @@ def _pgvector(config: IndexConfig) -> IndexFeeder:
     return PgvectorFeeder(config.index.path, config.pgvector)
 
 
+def _opensearch(config: IndexConfig) -> IndexFeeder:
+    if config.index.path.startswith(_HTTP):
+        from pipeline.index.opensearch_index import OpenSearchFeeder
+
+        return OpenSearchFeeder(config.index.path, config.opensearch, config.index.keep_versions)
+    from pipeline.index.opensearch_files import RequestsFeeder
+
+    return RequestsFeeder(config.index.path, config.opensearch, config.index.keep_versions)
+
+
 _FEEDERS: dict[str, Callable[[IndexConfig], IndexFeeder]] = {
     "faiss": _faiss,
+    "opensearch": _opensearch,
     "pgvector": _pgvector,
 }

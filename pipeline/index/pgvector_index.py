@@ -29,6 +29,7 @@ from pipeline.errors import (
     CommitUnknownError,
     ConfigError,
     CorruptFileError,
+    RebuildNeededError,
     StorageError,
 )
 from pipeline.hits import Hit, matrix_of, unit
@@ -47,7 +48,8 @@ from pipeline.storage_urls import has_credentials
 KIND = "pgvector"
 DEFAULT_NAME = "elmo"
 STATE_TABLE = "elmo_indexes"
-SECTION = "pgvector"
+# Keys of a record beside those of the state.
+SECTION, TRAINED_ROWS = "pgvector", "trained_rows"
 # Of pgvector's indexes on the type vector.
 MAX_INDEXED_DIM = 2000
 # Parameters of a connection that nobody but its user may see.
@@ -66,6 +68,7 @@ class _Held(NamedTuple):
     state: IndexState
     table: str
     section: PgvectorSection
+    trained_rows: int
 
 
 class PgvectorReader:
@@ -138,10 +141,13 @@ class PgvectorDraft:
                 f"found {feed.state.dim}; take flat"
             )
         if feed.is_full:
+            self._trained_rows = feed.state.num_rows
             self._table = f"{feeder.name}_{uuid.uuid4().hex}"
             _create_table(connection, self._table, feed.schema)
         else:
             assert found is not None
+            self._trained_rows = found.trained_rows
+            _check_growth(feed.state.num_rows, found.trained_rows, feeder)
             self._table = found.table
         table = sql.Identifier(self._table)
         for step in feed.steps():
@@ -168,7 +174,11 @@ class PgvectorDraft:
         """
         connection, name = self._connection, self._feeder.name
         section = self._feeder.section.model_dump(mode="json")
-        record = {**self.state.to_json(), SECTION: section}
+        record = {
+            **self.state.to_json(),
+            SECTION: section,
+            TRAINED_ROWS: self._trained_rows,
+        }
         connection.execute(
             sql.SQL(
                 "insert into {} (name, state, table_name) values (%s, %s, %s) on conflict (name) "
@@ -216,6 +226,7 @@ class PgvectorFeeder:
         Raises:
             CommitConflictError: another feeder is at work, or was.
             ConfigError: the server has no pgvector.
+            RebuildNeededError: the lists were made for far fewer rows.
         """
         with _connected(self._connect_to) as connection:
             _prepare(connection)
@@ -351,7 +362,9 @@ def _read_state(connection: Connection, name: str) -> _Held | None:
     state = IndexState.from_json(found[0], f"{STATE_TABLE}: {name}")
     if state.settings.get("kind") != KIND:
         raise CorruptFileError(f"{STATE_TABLE}: {name} is not of kind {KIND}")
-    return _Held(state, str(found[1]), PgvectorSection.model_validate(found[0].get(SECTION, {})))
+    section = PgvectorSection.model_validate(found[0].get(SECTION, {}))
+    trained_rows = int(found[0].get(TRAINED_ROWS, state.num_rows))
+    return _Held(state, str(found[1]), section, trained_rows)
 
 
 def _locked_table(connection: Connection, name: str) -> _Held | None:
@@ -374,6 +387,17 @@ def _locked_table(connection: Connection, name: str) -> _Held | None:
     return None
 
 
+def _check_growth(num_rows: int, trained_rows: int, feeder: PgvectorFeeder) -> None:
+    section = feeder.section
+    limit = int(section.max_growth * trained_rows)
+    if section.type == "ivfflat" and num_rows > limit:
+        raise RebuildNeededError(
+            f"{feeder.url}: the index would hold {num_rows:,} rows, its lists were made for "
+            f"{trained_rows:,}; with more than {limit:,} they are made anew (pgvector.max_growth = "
+            f"{section.max_growth:g})"
+        )
+
+
 def _check_name_is_free(connection: Connection, name: str, url: str) -> None:
     there = connection.execute("select to_regclass(%s)", [name]).fetchone()
     if there is not None and there[0] is not None:
@@ -384,15 +408,65 @@ def _check_name_is_free(connection: Connection, name: str, url: str) -> None:
 
 
 def _turn_view(connection: Connection, name: str, table: str) -> None:
-    """Let the view show another table; grants and what builds on it stay, if columns are equal."""
+    """Let the view show another table; with the same columns, what builds on it stays as well."""
     names = sql.Identifier(name), sql.Identifier(table)
     try:
         with connection.transaction():
             replaced = sql.SQL("create or replace view {} as select * from {}").format(*names)
             connection.execute(replaced)
     except psycopg.errors.InvalidTableDefinition:
+        wanted = _grants(connection, name)
         connection.execute(sql.SQL("drop view {}").format(names[0]))
         connection.execute(sql.SQL("create view {} as select * from {}").format(*names))
+        columns = connection.execute(sql.SQL("select * from {} limit 0").format(names[0]))
+        left = {column.name for column in columns.description or ()}
+        wanted = {grant for grant in wanted if grant.column is None or grant.column in left}
+        _set_grants(connection, name, wanted)
+
+
+class _Grant(NamedTuple):
+    """A privilege on a view, or on one column of it; role None is everybody."""
+
+    role: str | None
+    privilege: str
+    column: str | None
+    may_grant: bool
+
+
+def _grants(connection: Connection, name: str) -> set[_Grant]:
+    """The privileges on a view and its columns, those that come by default as well."""
+    found = connection.execute(
+        "select nullif(a.grantee, 0)::regrole::text, a.privilege_type, null, a.is_grantable "
+        "from pg_class, aclexplode(coalesce(relacl, acldefault('r', relowner))) a "
+        "where oid = %(name)s::regclass union all "
+        "select nullif(a.grantee, 0)::regrole::text, a.privilege_type, attname, a.is_grantable "
+        "from pg_attribute, aclexplode(attacl) a "
+        "where attrelid = %(name)s::regclass and not attisdropped",
+        {"name": name},
+    )
+    return {_Grant(*row) for row in found.fetchall()}
+
+
+def _set_grants(connection: Connection, name: str, wanted: set[_Grant]) -> None:
+    """Leave just these privileges on a view."""
+    found = _grants(connection, name)
+    for verb, preposition, grants in (
+        ("revoke", "from", found - wanted),
+        ("grant", "to", wanted - found),
+    ):
+        for grant in grants:
+            # `regrole` has quoted the role already, and the server named the privilege.
+            what = sql.SQL("{} {}").format(sql.SQL(verb), sql.SQL(grant.privilege))
+            if grant.column is not None:
+                what = sql.SQL("{} ({})").format(what, sql.Identifier(grant.column))
+            role = sql.SQL(grant.role or "public")
+            end = " with grant option" if verb == "grant" and grant.may_grant else ""
+            statement = sql.SQL("{} on {} {} {}{}")
+            connection.execute(
+                statement.format(
+                    what, sql.Identifier(name), sql.SQL(preposition), role, sql.SQL(end)
+                )
+            )
 
 
 def _create_table(connection: Connection, table: str, schema: pa.Schema) -> None:

@@ -34,7 +34,8 @@ from pipeline.snapshot.metadata import DataFile
 from pipeline.storage import OutputFile, Storage, probe
 
 VERSIONS, DATA = "_versions", "data"
-MAX_RECORD_BYTES = 1 << 20
+# Of some kinds it names a file for every few megabytes.
+MAX_RECORD_BYTES = 16 << 20
 # Files of a feeder that was killed: no feeder works for longer than this.
 ORPHAN_HOURS = 24
 

@@ -22,6 +22,7 @@ from pipeline.storage import open_storage
 from pipeline.text import tokenise
 from pipeline.worker import EmbedWorker, WorkerSpec
 from tests.elmo_model.random_models import write_model
+from tests.pipeline.index.indexing import new_url
 from tests.pipeline.snapshots import snapshot
 
 NUM_DOCUMENTS = 40
@@ -84,6 +85,14 @@ def index(vectors) -> str:
     return url
 
 
+@pytest.fixture(scope="module")
+def served_index(vectors) -> str:
+    url = new_url("opensearch")
+    words = flags(vectors, url, "index.kind=opensearch")
+    assert main(jobs.index.JOB, [*words, "--quiet"]) == 0
+    return url
+
+
 def flags(snapshot_url: str, index_url: str, *settings: str) -> list[str]:
     pairs = [f"snapshot.path={snapshot_url}", f"index.path={index_url}", *settings]
     return [word for pair in pairs for word in ("--set", pair)]
@@ -139,8 +148,11 @@ def test_wrong_settings_are_the_users_to_mend(vectors, tmp_path, capsys, setting
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["index", "served_index"])
 @pytest.mark.parametrize("where", [[], ["--where", "language=de"]])
-def test_an_index_answers_a_text_as_reading_all_vectors_does(vectors, index, capsys, where):
+def test_an_index_answers_a_text_as_reading_all_vectors_does(vectors, kind, request, capsys, where):
+    index = request.getfixturevalue(kind)
+    capsys.readouterr()
     query = [vectors, "The dog number 7 sat.", "--hits", "5", *where]
     exact = hits([*query, "--space", "plain"], capsys)
     found = hits([*query, "--index", index], capsys)

@@ -19,10 +19,12 @@ DIM = 8
 FINGERPRINT = "f" * 64
 
 
-def table_schema(dtype: str = "float16", partition_columns: Sequence[str] = ()) -> pa.Schema:
+def table_schema(
+    dtype: str = "float16", partition_columns: Sequence[str] = (), dim: int = DIM
+) -> pa.Schema:
     """Schema of a table of document vectors with a carried column `title`."""
     vectors = VectorConfig(dtype=dtype)  # type: ignore[arg-type]
-    schema = output_schema(vectors, DIM, ["vector"], [pa.field("title", pa.string())])
+    schema = output_schema(vectors, dim, ["vector"], [pa.field("title", pa.string())])
     for name in partition_columns:
         schema = schema.append(pa.field(name, pa.string()))
     return schema

@@ -31,6 +31,7 @@ from pipeline.index.update import IndexReport, plan_update, update_index
 from pipeline.snapshot.commit import SnapshotStore
 from pipeline.snapshot.metadata import DataFile, Snapshot
 from pipeline.storage import Storage
+from tests.pipeline.index.opensearch_double import OpenSearch, start
 from tests.pipeline.snapshots import DIM, table_schema
 from tests.pipeline.snapshots import snapshot as new_snapshot
 
@@ -93,8 +94,18 @@ def _end_server(package: Path, directory: str) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+@functools.cache
+def opensearch() -> tuple[str, OpenSearch]:
+    """URL and state of a server that answers as OpenSearch, which ends with this process."""
+    url, state, end = start()
+    atexit.register(end)
+    return url, state
+
+
 def new_url(kind: str) -> str:
     """Where an index of this kind, which is not there yet, can be kept."""
+    if kind == "opensearch":
+        return f"{opensearch()[0]}#t_{uuid.uuid4().hex[:16]}"
     if kind == "pgvector":
         return f"{postgres_url()}#t_{uuid.uuid4().hex[:16]}"
     return f"memory://{uuid.uuid4().hex}"
@@ -128,7 +139,7 @@ def write_vectors(
     storage: Storage, ids: Sequence[str], vectors_ND: Any, lang: str | None = "en"
 ) -> DataFile:
     """A data file of these vectors."""
-    schema = table_schema("float32")
+    schema = table_schema("float32", dim=np.shape(vectors_ND)[1])
     flat = pa.array(np.asarray(vectors_ND, np.float32).reshape(-1))
     vector = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)
     hashes = pa.array([uuid.uuid4().bytes for _ in ids], pa.binary(16))
@@ -142,7 +153,8 @@ def write_vectors(
 
 def commit(store: SnapshotStore, files: Sequence[DataFile], **values: Any) -> Snapshot:
     """The next snapshot, of just these files, without a change feed."""
-    schema = table_schema("float32", partition_columns=("lang",))
+    dim = values.pop("dim", DIM)
+    schema = table_schema("float32", partition_columns=("lang",), dim=dim)
     defaults = {
         "run_id": f"run-{uuid.uuid4().hex[:8]}",
         "schema": schema,

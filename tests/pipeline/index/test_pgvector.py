@@ -17,7 +17,15 @@ from pipeline.index.kinds import open_index
 from pipeline.snapshot.commit import SnapshotStore
 from pipeline.storage import open_storage
 from tests.pipeline.histories import Document, Night
-from tests.pipeline.index.indexing import feed, found, ids_in, new_url, postgres_url
+from tests.pipeline.index.indexing import (
+    commit,
+    feed,
+    found,
+    ids_in,
+    new_url,
+    postgres_url,
+    write_vectors,
+)
 from tests.pipeline.snapshots import DIM, rows
 
 SECTIONS = {"index": {"kind": "pgvector"}}
@@ -138,15 +146,50 @@ def test_a_full_build_keeps_the_grants_of_the_view(store):
         assert connection.execute(asked.format(name), [name]).fetchone() == (59, True)
 
 
-def test_a_view_with_other_columns_is_made_anew(store):
+def test_a_view_with_other_columns_is_made_anew_and_keeps_its_grants(store):
     url = new_url("pgvector")
     name = url.partition("#")[2]
     feed(store, url, **SECTIONS)
+    role, lost = f'"Reader {name}"', f"lost_{name}"
     with psycopg.connect(postgres_url()) as connection:
+        connection.execute(f"create role {role}")
+        connection.execute(f"create role {lost}")
+        connection.execute(f"grant select on {name} to {role} with grant option")
+        connection.execute(f"grant select (id, lang) on {name} to public")
+        # What new views are given is taken from this one.
+        grant = "alter default privileges grant insert, update on tables to"
+        connection.execute(f"{grant} {lost}")
         connection.execute(f"alter view {name} rename column lang to language")
     feed(store, url, rebuild=True, **SECTIONS)
     with psycopg.connect(postgres_url()) as connection:
+        connection.execute(grant.replace("grant", "revoke").replace(" to", f" from {lost}"))
         assert connection.execute(f"select count(lang) from {name}").fetchone() == (60,)
+        may = "select has_table_privilege(%s, %s, %s)"
+        for privilege, is_held in (
+            ("select", True),
+            ("select with grant option", True),
+            ("insert", False),
+        ):
+            asked = [role.strip('"'), name, privilege]
+            assert connection.execute(may, asked).fetchone() == (is_held,)
+        assert connection.execute(may, [lost, name, "insert, update"]).fetchone() == (False,)
+        may = "select has_column_privilege('public', %s, %s, 'select')"
+        assert connection.execute(may, [name, "id"]).fetchone() == (True,)
+        assert connection.execute(may, [name, "vector"]).fetchone() == (False,)
+
+
+def test_lists_that_were_made_for_far_fewer_rows_are_made_anew(store):
+    url, sections = new_url("pgvector"), {"pgvector": {"type": "ivfflat"}, **SECTIONS}
+    feed(store, url, **sections)
+    Night({f"more-{n}": Document("one") for n in range(180)}, documents_per_file=180).commit(store)
+    assert feed(store, url, **sections).action == "delta"
+    Night({"last": Document("one")}).commit(store)
+    report = feed(store, url, **sections)
+    assert (report.action, report.num_rows, report.is_published) == ("full", 241, True)
+    assert "its lists were made for 60" in report.reason
+    assert "pgvector.max_growth = 4" in report.reason
+    Night({"later": Document("one")}).commit(store)
+    assert feed(store, url, **sections).action == "delta"
 
 
 def test_a_view_that_is_no_index_is_left_alone(store):
@@ -187,8 +230,13 @@ def test_a_server_that_does_not_answer_is_an_error_of_the_store(store, tmp_path)
         feed(store, f"postgresql:///db?host={tmp_path}", **SECTIONS)
 
 
-def test_vectors_that_are_too_wide_for_an_index_are_said_to_be(store, monkeypatch):
-    monkeypatch.setattr(pgvector_index, "MAX_INDEXED_DIM", DIM - 1)
-    with pytest.raises(ConfigError, match="take flat"):
+def test_vectors_that_are_too_wide_for_an_index_are_said_to_be(memory_url):
+    store = SnapshotStore(open_storage(memory_url))
+    dim = 2001
+    vectors_ND = np.eye(2, dim)
+    commit(store, [write_vectors(store.storage, ["a", "b"], vectors_ND)], dim=dim)
+    with pytest.raises(ConfigError, match="up to 2000 elements, found 2001; take flat"):
         feed(store, new_url("pgvector"), **SECTIONS)
-    assert feed(store, new_url("pgvector"), pgvector={"type": "flat"}, **SECTIONS).is_published
+    url = new_url("pgvector")
+    assert feed(store, url, pgvector={"type": "flat"}, **SECTIONS).is_published
+    assert found(open_index(url), vectors_ND[1], 1) == {"b": 1.0}
