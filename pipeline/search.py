@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,7 @@ from pipeline.embed import token_window
 from pipeline.errors import ConfigError
 from pipeline.hits import Hit, around, matrix_of, shorten, unit
 from pipeline.model import layer_choice, open_model
+from pipeline.projection import Projection, Space
 from pipeline.records import OFFSET_COLUMN, SOURCE_COLUMN
 from pipeline.snapshot.metadata import Snapshot
 from pipeline.text import tokenise
@@ -32,11 +32,6 @@ from pipeline.text import tokenise
 BATCH_ROWS = 8192
 # Documents with the word that are embedded on the fly to find its uses.
 MAX_WORD_DOCUMENTS = 400
-# Whitening estimates D variances from the rows, and needs this many rows for each.
-ROWS_PER_DIMENSION = 2
-WHITENING_FLOOR = 1e-2
-
-Space = Literal["white", "centered", "plain"]
 
 
 class SnapshotEncoder:
@@ -119,15 +114,14 @@ def nearest(
         num_hits: rows wanted per query; fewer come back from a smaller snapshot.
         vector_column: which of several layers.
         row_filter: only rows for which this holds.
-        space: where the cosine is taken. `plain`: as stored. `centered`: less the mean of all rows
-            (from queries too), since vectors of a language model share a large common part (Mu and
-            Viswanath 2018, section 2). `white`: centred, then scaled so that all directions vary
-            alike (Su et al. 2021, section 3.2), which needs more rows than dimensions and is
-            `centered` otherwise.
+        space: where the cosine is taken (`projection`).
 
     Returns: hits in falling order of score, one list a query.
     """
-    projection = _Projection.fit(dataset, vector_column, row_filter, space)
+    dim = dataset.schema.field(vector_column).type.list_size
+    batches = dataset.to_batches(columns=[vector_column], filter=row_filter)
+    matrices = (matrix_of(batch[vector_column]) for batch in batches)
+    projection = Projection.fit(matrices, dim, space)
     queries_QD = unit(projection.apply(queries_QD.astype(np.float32)))
     hits: list[list[Hit]] = [[] for _ in queries_QD]
     for batch in dataset.to_batches(filter=row_filter, batch_size=BATCH_ROWS):
@@ -227,44 +221,6 @@ def _uses(
         for position in positions.tolist()
     ]
     return uses, vectors[positions, -1]
-
-
-@dataclass(frozen=True)
-class _Projection:
-    """What is done to rows and queries alike before the cosine: x -> (x - mean) @ scale."""
-
-    mean_D: NDArray[np.float32]
-    scale_DD: NDArray[np.float32] | None = None
-
-    @classmethod
-    def fit(
-        cls,
-        dataset: pads.Dataset,
-        vector_column: str,
-        row_filter: pc.Expression | None,
-        space: Space,
-    ) -> _Projection:
-        dim = dataset.schema.field(vector_column).type.list_size
-        count, total_D, products_DD = 0, np.zeros(dim), np.zeros((dim, dim))
-        batches = dataset.to_batches(columns=[vector_column], filter=row_filter)
-        for batch in () if space == "plain" else batches:
-            rows_ND = matrix_of(batch[vector_column])
-            count += len(rows_ND)
-            total_D += rows_ND.sum(axis=0, dtype=np.float64)
-            if space == "white":
-                products_DD += rows_ND.T @ rows_ND
-        mean_D = total_D / max(count, 1)
-        if space != "white" or count <= ROWS_PER_DIMENSION * dim:
-            return cls(mean_D.astype(np.float32))
-        variances_D, axes_DD = np.linalg.eigh(products_DD / count - np.outer(mean_D, mean_D))
-        # Directions in which nothing varies, such as a layer that is there twice, stay small.
-        floor = WHITENING_FLOOR * variances_D.mean()
-        scale_DD = axes_DD / np.sqrt(np.maximum(variances_D, 0) + floor)
-        return cls(mean_D.astype(np.float32), scale_DD.astype(np.float32))
-
-    def apply(self, rows_ND: NDArray[np.floating]) -> NDArray[np.floating]:
-        centered_ND: NDArray[np.floating] = rows_ND - self.mean_D
-        return centered_ND if self.scale_DD is None else centered_ND @ self.scale_DD
 
 
 def _hit(batch: pa.RecordBatch, row: int, score: float, vector_column: str) -> Hit:

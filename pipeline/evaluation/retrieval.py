@@ -30,7 +30,7 @@ from pipeline.evaluation.read_text import (
     read_text,
 )
 from pipeline.evaluation.scores import Ratio
-from pipeline.evaluation.systems import System, Vectors, centered_unit
+from pipeline.evaluation.systems import System, Vectors, centered_unit, with_white
 from pipeline.evaluation.task import Outcome, lines_of, table
 
 NDCG_DEPTH, RECALL_DEPTH = 10, 100
@@ -100,7 +100,7 @@ class Retrieval:
         everything = [*self.documents, *self.queries]
         lines, ranked, _ = lines_of(
             systems,
-            lambda system: system.documents(everything, num_documents),
+            lambda system: with_white(system.documents(everything, num_documents), num_documents),
             lambda line: self._ranking(line, num_documents),
         )
         lines.insert(0, Vectors("BM25", "baseline", None))
@@ -111,7 +111,10 @@ class Retrieval:
             table(f"nDCG@{NDCG_DEPTH}", lines, ndcg),
             table(f"recall@{RECALL_DEPTH}", lines, recall),
         ]
-        notes = [f"{num_documents:,} documents; cosines of pooled vectors less their mean."]
+        notes = [
+            f"{num_documents:,} documents; cosines of pooled vectors less their mean; white: as "
+            "'elmo search' compares rows by default."
+        ]
         return Outcome(tables, len(self.queries), notes)
 
     def _ranking(self, line: Vectors, num_documents: int) -> NDArray[np.int64]:

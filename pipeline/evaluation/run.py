@@ -28,7 +28,7 @@ from pipeline.evaluation.bilms import (
 )
 from pipeline.evaluation.mix import LearnedMix
 from pipeline.evaluation.scores import Score, best_of, judge
-from pipeline.evaluation.systems import BASELINES, Lexical, RandomWords, System
+from pipeline.evaluation.systems import BASELINES, WHITE, Lexical, RandomWords, System
 from pipeline.evaluation.task import LEARNED_MIX, Table, Task
 from pipeline.model import layer_choice, load_files, open_model
 from pipeline.snapshot.commit import SnapshotStore
@@ -107,7 +107,7 @@ def all_systems(measured: Measured, others: Mapping[str, str]) -> list[System]:
     taken = {*BASELINES, UNTRAINED, AVERAGE, LEARNED_MIX}
     taken |= {layer_name(place) for place in range(measured.encoder.num_layers)}
     for name in others:
-        if name in taken:
+        if name.removesuffix(WHITE) in taken:
             raise ConfigError(f"--against {name}: is the name of another line; choose another name")
     encoder = measured.encoder
     device = str(encoder.device)

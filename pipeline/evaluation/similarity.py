@@ -18,7 +18,7 @@ from pipeline.evaluation.documents import Document, thinned, tokenised
 from pipeline.evaluation.mix import Items, LearnedMix, learn_mix
 from pipeline.evaluation.read_text import columns_of, numbers_of, read_rows
 from pipeline.evaluation.scores import RankCorrelation
-from pipeline.evaluation.systems import System, centered_unit, pair_cosines
+from pipeline.evaluation.systems import System, centered_unit, pair_cosines, with_white
 from pipeline.evaluation.task import Outcome, lines_of, table
 
 SENTENCES, SCORE = ("sentence1", "sentence2"), "score"
@@ -71,13 +71,16 @@ class Similarity:
 
         lines, statistics, mix = lines_of(
             systems,
-            lambda system: system.documents(everything, num_test),
+            lambda system: with_white(system.documents(everything, num_test), num_test),
             lambda line: RankCorrelation(
                 pair_cosines(centered_unit(line.matrix[:num_test])), self.gold_N
             ),
             learn if self.train else None,
         )
-        notes = ["Cosines of the means of token vectors, less the mean of all sentences."]
+        notes = [
+            "Cosines of the means of token vectors, less the mean of all sentences; white: as "
+            "'elmo search' compares rows by default."
+        ]
         return Outcome([table("Spearman", lines, statistics)], len(self.gold_N), notes, mix)
 
 

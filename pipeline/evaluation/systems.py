@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.documents import Document, flat_tokens
 from pipeline.evaluation.scores import Group
+from pipeline.projection import Projection
 
 BASELINES = ("BM25", "TF-IDF", "one-hot", "spelling", "random vectors")
 """Names of the lines that read no model; BM25 is retrieval's own."""
+WHITE = ", white"
+"""Behind the name of a line whose cosines are taken in a whitened space."""
 Matrix = Any
 """NDArray[np.float32] (rows, D), or a scipy.sparse.csr_array of that shape."""
 
@@ -139,6 +142,25 @@ def centered_unit(matrix: Matrix, num_fitted: int | None = None) -> Matrix:
     centered = matrix - matrix[:num_fitted].mean(axis=0)
     norms = np.linalg.norm(centered, axis=1, keepdims=True)
     return centered / np.maximum(norms, 1e-12)
+
+
+def with_white(lines: Sequence[Vectors], num_fitted: int) -> list[Vectors]:
+    """These lines, each dense one but those of a single layer also as `elmo search` compares rows.
+
+    Args:
+        lines: of one system.
+        num_fitted: rows that the directions are taken of; where they are too few, nothing is added.
+    """
+    found: list[Vectors] = []
+    for line in lines:
+        found.append(line)
+        if line.group != "layer" and isinstance(line.matrix, np.ndarray):
+            dim = line.matrix.shape[1]
+            projection = Projection.fit([line.matrix[:num_fitted]], dim, "white")
+            if projection.scale_DD is not None:
+                white = projection.apply(line.matrix)
+                found.append(Vectors(f"{line.name}{WHITE}", line.group, white))
+    return found
 
 
 def pair_cosines(matrix: Matrix) -> NDArray[np.float64]:

@@ -11,8 +11,9 @@ from pipeline.config import EmbedConfig, build
 from pipeline.errors import ConfigError
 from pipeline.model import describe
 from pipeline.prepare import table_schema
+from pipeline.projection import WHITENING_FLOOR
 from pipeline.schema import vector_type
-from pipeline.search import WHITENING_FLOOR, SnapshotEncoder, nearest, word_uses
+from pipeline.search import SnapshotEncoder, nearest, word_uses
 from pipeline.snapshot.metadata import Snapshot
 
 DIM = 6

@@ -7,7 +7,14 @@ from elmo_model import Encoder
 from elmo_model.directory import read_files
 from pipeline.evaluation.bilms import AVERAGE, LayerVectors, TrainedBilm, layer_name, untrained
 from pipeline.evaluation.documents import CHINESE, WORDS, is_held_out, thinned, tokenised, window_of
-from pipeline.evaluation.systems import Lexical, RandomWords, centered_unit, pair_cosines
+from pipeline.evaluation.systems import (
+    Lexical,
+    RandomWords,
+    Vectors,
+    centered_unit,
+    pair_cosines,
+    with_white,
+)
 from tests.elmo_model.random_models import write_model
 
 DOCUMENTS = [
@@ -87,6 +94,22 @@ def test_cosines_of_pairs_are_centred_where_vectors_are_dense():
     np.testing.assert_allclose(cosines, [-1, -1], atol=1e-6)
     (sparse,) = Lexical().documents([[["a", "b"]], [["c"]], [["a", "b"]], [["a"]]], 4)
     np.testing.assert_allclose(pair_cosines(centered_unit(sparse.matrix)), [1, 0], atol=1e-6)
+
+
+def test_dense_lines_are_whitened_too_by_the_rows_that_are_fitted():
+    random = np.random.default_rng(3)
+    turned = np.linalg.qr(random.standard_normal((4, 4)))[0]
+    dense = (random.standard_normal((60, 4)) * [1, 2, 3, 1] @ turned + 5).astype(np.float32)
+    lines = [Vectors("average", "model", dense), Vectors("layer 1", "layer", dense)]
+    found = with_white(lines, 40)
+    assert [line.name for line in found] == ["average", "average, white", "layer 1"]
+    fitted = found[1].matrix[:40]
+    # The floor of the variances is a hundredth of their mean, and makes the others smaller by that.
+    np.testing.assert_allclose(np.cov(fitted.T, bias=True), np.eye(4), atol=0.2)
+    np.testing.assert_allclose(fitted.mean(0), 0, atol=1e-5)
+    assert [line.name for line in with_white(lines, 8)] == ["average", "layer 1"]
+    (counted,) = Lexical().documents(DOCUMENTS, 2)
+    assert with_white([counted], 2) == [counted]
 
 
 def test_texts_become_sentences_of_the_projects_tokens_and_none_is_empty():
