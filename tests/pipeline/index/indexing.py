@@ -97,7 +97,17 @@ def new_url(kind: str) -> str:
     """Where an index of this kind, which is not there yet, can be kept."""
     if kind == "pgvector":
         return f"{postgres_url()}#t_{uuid.uuid4().hex[:16]}"
+    if kind == "lancedb":
+        return f"{_directory()}/{uuid.uuid4().hex}"
     return f"memory://{uuid.uuid4().hex}"
+
+
+@functools.cache
+def _directory() -> str:
+    """On disk, for as long as this process runs."""
+    directory = tempfile.mkdtemp(prefix="elmo-indexes-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 def feed(store: SnapshotStore, url: str, *, rebuild: bool = False, **sections: Any) -> IndexReport:

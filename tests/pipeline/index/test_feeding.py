@@ -47,9 +47,9 @@ QUERIES = np.random.default_rng(1).standard_normal((4, DIM))
 # Stored as float16: scores of the same vectors are the same, those of float32 rounding apart.
 SCORE_TOLERANCE = 1e-6
 
-KINDS = ["flat", "hnsw", "ivf", "ivf_pq", "pgvector"]
+KINDS = ["flat", "hnsw", "ivf", "ivf_pq", "lancedb", "pgvector"]
 # What does not depend on how vectors are stored.
-ONE_OF_EACH = ["flat", "pgvector"]
+ONE_OF_EACH = ["flat", "lancedb", "pgvector"]
 
 
 def memory_store() -> SnapshotStore:
@@ -69,6 +69,8 @@ def sections_of(kind: str) -> dict:
     """Looks at all lists, so that the answers of two trainings are the same."""
     if kind == "pgvector":
         return {"index": {"kind": kind}, "pgvector": {"search_depth": 1000}}
+    if kind == "lancedb":
+        return {"index": {"kind": kind}}
     return {"faiss": {"type": kind, "max_dead_share": 0.9, "num_probes": 1000}}
 
 
