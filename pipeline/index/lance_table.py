@@ -219,9 +219,8 @@ class LanceRows:
         with reporting(self._url):
             if not self._table.list_indices() or self._is_rare(condition):
                 return self._exact(queries_QD, num_hits, condition, columns)
-            wanted = [*columns, VECTOR]
             return [
-                self._approximate(query_D, num_hits, condition, wanted) for query_D in queries_QD
+                self._approximate(query_D, num_hits, condition, columns) for query_D in queries_QD
             ]
 
     def _is_rare(self, condition: str) -> bool:
@@ -268,7 +267,9 @@ class LanceRows:
         """Ask the index; the scores are those of the vectors as stored."""
         factor = self._section.refine_factor
         query = self._table.search(query_D, vector_column_name=VECTOR, query_type="vector")
-        query = query.distance_type("cosine").limit(num_hits).select(columns).refine_factor(factor)
+        # Without its own distance in the selection, LanceDB warns.
+        query = query.select([*columns, VECTOR, "_distance"])
+        query = query.distance_type("cosine").limit(num_hits).refine_factor(factor)
         # Further lists are looked at where the filter leaves too few rows in these; 0 is no limit.
         query = query.minimum_nprobes(self._section.num_probes).maximum_nprobes(0)
         if self._section.type == "hnsw":
@@ -277,8 +278,7 @@ class LanceRows:
             query = query.where(condition, prefilter=True)
         rows = query.to_arrow()
         scores_K = matrix_of(rows[VECTOR].combine_chunks()) @ query_D
-        kept = [name for name in columns if name != VECTOR]
-        return _sorted_hits(scores_K.tolist(), rows.select(kept).to_pylist())
+        return _sorted_hits(scores_K.tolist(), rows.select(columns).to_pylist())
 
     def _condition(self, name: str, value: str | None) -> str:
         if value is None:

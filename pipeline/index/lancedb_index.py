@@ -13,14 +13,13 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import (
-    CommitConflictError,
     CommitUnknownError,
     ConfigError,
     CorruptFileError,
@@ -41,7 +40,61 @@ TAG_PREFIX = "elmo-"
 # Of a table's directory, which LanceDB knows without it.
 SUFFIX = ".lance"
 # What the stored index depends on; other settings matter to a search or to the next decision.
+_DETAILS: Mapping[str, type] = {
+    "table_version": int,
+    "trained_rows": int,
+    "loose_rows": int,
+    "begun_at": float,
+}
 _BUILT_WITH = ("type", "dtype", "num_lists", "code_bytes", "num_links", "build_depth")
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """What a record says of a table of LanceDB.
+
+    Attributes:
+        path: of the table in the directory of the index.
+        table_version: that readers open.
+        section: what the table was made of, and how it is searched.
+        trained_rows: rows that its lists were made of; 0 without lists.
+        loose_rows: rows that came or went since it was made or compacted.
+        begun_at: seconds since 1970; the version was written later.
+    """
+
+    path: str
+    table_version: int
+    section: LancedbSection
+    trained_rows: int
+    loose_rows: int
+    begun_at: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The details of a record; `of` reads them back."""
+        values = {name: getattr(self, name) for name in _DETAILS}
+        return {KIND: self.section.model_dump(mode="json"), **values}
+
+    @classmethod
+    def of(cls, version: Version, url: str) -> Pinned:
+        """What the record of a version says.
+
+        Raises:
+            ConfigError: it is of an index of another kind.
+            CorruptFileError: it does not say all of this.
+        """
+        kind = version.state.settings.get("kind")
+        if kind != KIND:
+            raise ConfigError(f"{url}: an index of kind {kind!r} is here, expected {KIND}")
+        try:
+            (path,) = version.directories
+            section = LancedbSection.model_validate(version.details[KIND])
+            values = {name: type_(version.details[name]) for name, type_ in _DETAILS.items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFileError(
+                f"{url}: the record of the index does not name a table and its version ({error}); "
+                "build it anew with --rebuild"
+            ) from error
+        return cls(path, section=section, **values)
 
 
 class LancedbReader:
@@ -71,50 +124,55 @@ class LancedbDraft:
     """The next version of an index: written, and named by no record yet."""
 
     def __init__(self, feeder: LancedbFeeder, feed: Feed, base: Version | None, path: str) -> None:
-        """Feed the table at `path`, a new one or that of `base`."""
+        """Feed a table: of a full feed a new one at `path`, else that of `base`."""
         self._feeder = feeder
-        self._base = base
-        self._path = path
-        if base is None or feed.is_full:
-            details: Mapping[str, Any] = {}
-            self._rows = feeder.create_rows(feed, path)
-        else:
-            details = base.details
-            self._rows = feeder.open_rows(path, int(details["table_version"]))
-        self._trained_rows = int(details.get("trained_rows", 0))
-        self._loose_rows = int(details.get("loose_rows", 0))
-        self._written_at = int(details.get("written_at", time.time()))
+        self._number = 1 if base is None else base.number + 1
         self.may_be_published = False
-        is_begun = feed.is_full
+        if base is None or feed.is_full:
+            self._rows = feeder.create_rows(feed, path)
+            version = self._rows.version
+            self._pinned = Pinned(path, version, feeder.section, 0, 0, time.time())
+        else:
+            held = Pinned.of(base, feeder.url)
+            self._rows = feeder.open_rows(held)
+            self._pinned = replace(held, section=feeder.section)
+        self.state = replace(feed.state, num_rows=self._feed(feed))
+
+    def _feed(self, feed: Feed) -> int:
+        """Carry out the steps; returns the number of rows that are there then."""
+        num_rows, pinned, is_begun = 0, self._pinned, feed.is_full
         for step in feed.steps():
             if not is_begun:
+                pinned = replace(pinned, begun_at=time.time())
                 self._rows.continue_here()
                 is_begun = True
-            self._loose_rows += self._rows.remove(step.gone_ids)
-            self._loose_rows += self._rows.add(step.rows())
-        if feed.is_full:
-            self._loose_rows = 0
-        self.state = replace(feed.state, num_rows=self._rows.num_rows)
+            num_rows += self._rows.remove(step.gone_ids)
+            num_rows += self._rows.add(step.rows())
+        loose_rows = 0 if feed.is_full else pinned.loose_rows + num_rows
+        self._pinned = replace(pinned, loose_rows=loose_rows)
+        num_rows = int(self._rows.num_rows)
         if is_begun:
-            self._written_at = int(time.time())
-            self._tend()
+            self._tend(num_rows)
+        self._pinned = replace(self._pinned, table_version=self._rows.version)
+        return num_rows
 
-    def _tend(self) -> None:
+    def _tend(self, num_rows: int) -> None:
         """Keep the lists and the parts of the table in shape."""
         from pipeline.index.lance_table import MIN_INDEXED_ROWS
 
-        section, num_rows = self._feeder.section, self.state.num_rows
-        if self._loose_rows > section.max_loose_share * num_rows:
-            self._rows.compact(self._feeder.keep_only_published(self._rows, self._path))
-            self._loose_rows = 0
-        has_grown = num_rows > section.max_growth * self._trained_rows
+        section, pinned = self._feeder.section, self._pinned
+        if pinned.loose_rows > section.max_loose_share * num_rows:
+            self._rows.compact(self._feeder.keep_only_published(self._rows, pinned.path))
+            pinned = replace(pinned, loose_rows=0)
+        has_grown = num_rows > section.max_growth * pinned.trained_rows
         if section.type != "flat" and num_rows >= MIN_INDEXED_ROWS and has_grown:
             self._rows.make_index()
-            self._trained_rows = num_rows
+            pinned = replace(pinned, trained_rows=num_rows)
+        self._pinned = pinned
 
     def reader(self) -> LancedbReader:
         """Searches what would be published, and nothing that is written later."""
-        return LancedbReader(self.state, self._feeder.open_rows(self._path, self._rows.version))
+        return LancedbReader(self.state, self._feeder.open_rows(self._pinned))
 
     def publish(self) -> None:
         """Write the record that makes this version the index.
@@ -124,30 +182,19 @@ class LancedbDraft:
             CommitUnknownError: the store gave no clear answer; nothing is removed.
             StorageError: the store failed.
         """
-        version = Version(
-            number=self._base.number + 1 if self._base else 1,
-            state=self.state,
-            files={},
-            details={
-                "lancedb": self._feeder.section.model_dump(mode="json"),
-                "table_version": self._rows.version,
-                "trained_rows": self._trained_rows,
-                "loose_rows": self._loose_rows,
-                "written_at": self._written_at,
-            },
-            directories=(self._path,),
-        )
+        details, directories = self._pinned.to_json(), (self._pinned.path,)
+        version = Version(self._number, self.state, {}, details, directories)
         self.may_be_published = True
         try:
             self._feeder.versions.publish(version, self._feeder.keep_versions)
         except UnknownOutcomeError as error:
             raise CommitUnknownError(str(error)) from error
-        except CommitConflictError:
+        except PipelineError:
             self.may_be_published = False
             raise
         # The next feeder sets what is missing: it must not fail what is published.
         with suppress(PipelineError):
-            self._feeder.keep_only_published(self._rows, self._path)
+            self._feeder.keep_only_published(self._rows, self._pinned.path)
 
 
 class LancedbFeeder:
@@ -186,18 +233,15 @@ class LancedbFeeder:
         """
         base = self.versions.latest()
         check_base(feed, None if base is None else base.state, self.url)
-        if not feed.is_full:
-            if base is None:
-                raise RebuildNeededError(f"{self.url}: the index is gone")
-            yield LancedbDraft(self, feed, base, _table_of(base, self.url))
-            return
+        if base is None and not feed.is_full:
+            raise RebuildNeededError(f"{self.url}: the index is gone")
         path = f"{DATA}/{uuid.uuid4().hex}{SUFFIX}"
         draft = None
         try:
             draft = LancedbDraft(self, feed, base, path)
             yield draft
         finally:
-            if draft is None or not draft.may_be_published:
+            if feed.is_full and (draft is None or not draft.may_be_published):
                 self.versions.discard([path])
 
     def create_rows(self, feed: Feed, path: str) -> Any:
@@ -206,22 +250,21 @@ class LancedbFeeder:
 
         return LanceRows.create(self.versions.storage, path, feed.schema, self.section)
 
-    def open_rows(self, path: str, table_version: int) -> Any:
-        """LanceRows of a table at one of its versions."""
-        from pipeline.index.lance_table import LanceRows
-
-        return LanceRows.open(self.versions.storage, path, table_version, self.section)
+    def open_rows(self, pinned: Pinned) -> Any:
+        """LanceRows of a table at the version that is pinned."""
+        return _open_rows(self.versions.storage, pinned)
 
     def keep_only_published(self, rows: Any, path: str) -> float:
         """Let a table's tags be those of the versions that records pin.
 
-        Returns: seconds; all of these versions of the table are younger.
+        Returns: seconds; all of these versions of the table will be younger, though it takes hours
+        to look, and the clocks of feeders differ.
         """
         published = [self.versions.load(number) for number in self.versions.numbers()]
-        here = [version for version in published if path in version.directories]
-        tags = {f"{TAG_PREFIX}{v.number:08d}": int(v.details["table_version"]) for v in here}
+        here = {v.number: Pinned.of(v, self.url) for v in published if path in v.directories}
+        tags = {f"{TAG_PREFIX}{number:08d}": p.table_version for number, p in here.items()}
         rows.set_tags(tags, TAG_PREFIX)
-        oldest = min((int(version.details["written_at"]) for version in here), default=0)
+        oldest = min((pinned.begun_at for pinned in here.values()), default=0.0)
         return time.time() - oldest + ORPHAN_HOURS * 3600
 
 
@@ -234,38 +277,14 @@ def open_lancedb(storage: Storage) -> LancedbReader | None:
         ConfigError: it is an index of another kind, or the extra is not installed.
         StorageError: the store failed.
     """
-    versions = IndexVersions(storage)
-    return versions.open_latest(lambda version: _read(storage, version))
+
+    def read(version: Version) -> LancedbReader:
+        return LancedbReader(version.state, _open_rows(storage, Pinned.of(version, storage.url)))
+
+    return IndexVersions(storage).open_latest(read)
 
 
-def _read(storage: Storage, version: Version) -> LancedbReader:
+def _open_rows(storage: Storage, pinned: Pinned) -> Any:
     from pipeline.index.lance_table import LanceRows
 
-    path = _table_of(version, storage.url)
-    try:
-        section = LancedbSection.model_validate(version.details["lancedb"])
-        table_version = int(version.details["table_version"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(storage.url, error) from error
-    return LancedbReader(version.state, LanceRows.open(storage, path, table_version, section))
-
-
-def _table_of(version: Version, url: str) -> str:
-    """The table that a version pins, in the directory of the index.
-
-    Raises:
-        ConfigError: it is an index of another kind.
-        CorruptFileError: the record names no table.
-    """
-    kind = version.state.settings.get("kind")
-    if kind != KIND:
-        raise ConfigError(f"{url}: an index of kind {kind!r} is here, expected {KIND}")
-    if len(version.directories) != 1 or not version.directories[0].endswith(SUFFIX):
-        raise _damaged(url, "it names no table")
-    return version.directories[0]
-
-
-def _damaged(url: str, why: object) -> CorruptFileError:
-    return CorruptFileError(
-        f"{url}: the record of the index is damaged ({why}); build it anew with --rebuild"
-    )
+    return LanceRows.open(storage, pinned.path, pinned.table_version, pinned.section)

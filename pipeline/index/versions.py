@@ -30,6 +30,7 @@ from pipeline.errors import (
     CommitConflictError,
     CorruptFileError,
     MissingFileError,
+    PipelineError,
     StorageError,
 )
 from pipeline.index.protocol import IndexState
@@ -247,7 +248,7 @@ class IndexVersions:
 
     def _prune(self, newest: Version, keep: int) -> None:
         # What cannot be removed now is removed by a later run: it must not fail what is published.
-        with suppress(StorageError, CorruptFileError):
+        with suppress(PipelineError):
             now, published_at = time.time(), self.published_at()
             numbers = list(published_at)
             old = [

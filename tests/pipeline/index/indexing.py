@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -132,6 +133,14 @@ def ids_in(url: str) -> set[str]:
     ids = set(found(reader, np.ones(DIM), reader.state.num_rows + 10))
     assert len(ids) == reader.state.num_rows
     return ids
+
+
+def example_in_page(section: str, language: str) -> str:
+    """The one example in a language that a section of docs/INDEX.md has."""
+    page = (Path(__file__).parents[3] / "docs/INDEX.md").read_text()
+    (text,) = re.findall(rf"^## {section}$(.*?)^## ", page, re.DOTALL | re.MULTILINE)
+    (code,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return str(code)
 
 
 def write_vectors(
