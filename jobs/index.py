@@ -123,6 +123,7 @@ JOB = Job(
     examples=(
         "--set snapshot.path=s3://bucket/vectors --set index.path=s3://bucket/index",
         "--set snapshot.path=vectors --set index.path=index --set faiss.type=hnsw",
+        "--set snapshot.path=vectors --set index.path=index --set index.kind=lancedb",
         "--config index.yaml --dry-run",
         "--config index.yaml --rebuild --json",
     ),

@@ -82,6 +82,24 @@ class RetryingS3FileSystem(S3FileSystem):  # type: ignore[misc]  # s3fs has no t
 
     read_range = sync_wrapper(_read_range)
 
+    def object_store_options(self) -> dict[str, str]:
+        """How the Rust crate object_store opens the same store.
+
+        It reads credentials from the environment, a profile or the instance's role by itself; of
+        AWS's own endpoints it also finds the region.
+        """
+        options = {
+            "aws_access_key_id": self.key,
+            "aws_secret_access_key": self.secret,
+            "aws_session_token": self.token,
+        }
+        client = self.s3.meta
+        if "amazonaws.com" not in client.endpoint_url:
+            options["aws_endpoint"] = client.endpoint_url
+            options["aws_region"] = client.region_name or "us-east-1"
+            options["allow_http"] = str(client.endpoint_url.startswith("http://")).lower()
+        return {name: value for name, value in options.items() if value}
+
     async def _abort_strays(self, bucket: str, key: str, keep: str | None) -> None:
         """End uploads of this key that were begun by requests whose answers were lost."""
         with contextlib.suppress(Exception):  # A lifecycle rule collects what stays.

@@ -393,6 +393,23 @@ class Storage:
         handler = ReadingHandler(self._filesystem, self._open_full, self._reporting_full)
         return pafs.SubTreeFileSystem(self._full(""), pafs.PyFileSystem(handler))
 
+    def object_store_options(self) -> dict[str, str]:
+        """What the Rust crate object_store, as in LanceDB, needs beside the URL to open this store.
+
+        Raises:
+            ConfigError: it cannot open such a store.
+        """
+        if self._scheme == "s3":
+            with self._reporting("open", ""):
+                options: dict[str, str] = self._filesystem.object_store_options()
+            return options
+        if self._scheme not in ("file", "gs"):
+            raise ConfigError(
+                f"{self.url}: LanceDB opens local directories, s3:// and gs://, found "
+                f"{self._scheme}://; give another index.path, or take another index.kind"
+            )
+        return {}
+
     def _open_full(self, full: str) -> BinaryIO:
         return self.open_input(self._relative(full))
 

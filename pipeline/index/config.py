@@ -22,19 +22,19 @@ class SnapshotSection(Section):
 class TargetSection(Section):
     """Which index is fed, and where it is."""
 
-    kind: Literal["faiss", "opensearch", "pgvector"] = Field(
+    kind: Literal["faiss", "lancedb", "opensearch", "pgvector"] = Field(
         "faiss", description="the index to feed"
     )
     path: str = Field(
-        description="faiss: directory of the index, a local path or a URL; pgvector: "
+        description="faiss, lancedb: directory of the index, a local path or a URL; pgvector: "
         "postgresql://host/database#name, the name being elmo where there is none; opensearch: "
         "https://host:9200#name, or a directory for the requests"
     )
     keep_versions: int = Field(
         2,
         gt=0,
-        description="faiss, opensearch: published versions that stay, so that who has opened one "
-        "can read on",
+        description="faiss, lancedb, opensearch: published versions that stay, so that who has "
+        "opened one can read on",
     )
 
 
@@ -84,6 +84,54 @@ class FaissSection(Section):
         gt=1,
         description="ivf, ivf_pq: with this many times the rows that it was trained for, the index "
         "is built anew",
+    )
+
+
+class LancedbSection(Section):
+    """What a LanceDB table is made of; a change makes the next run build it anew."""
+
+    type: Literal["flat", "ivf_pq", "hnsw"] = Field(
+        "flat",
+        description="flat: looks at every row, exact; ivf_pq: the lists nearest to the query, with "
+        "rows of few bytes; hnsw: a graph in each list, with one byte for an element",
+    )
+    dtype: Literal["float16", "float32"] = Field("float16", description="stored element type")
+    num_lists: int | None = Field(
+        None,
+        gt=0,
+        description="ivf_pq, hnsw: lists; null leaves it to LanceDB; no more than one for 256 rows",
+    )
+    num_probes: int = Field(32, gt=0, description="ivf_pq, hnsw: lists that a query looks at")
+    code_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="ivf_pq: bytes of a row; divides the vector's elements; null is a quarter of "
+        "their number",
+    )
+    num_links: int = Field(20, gt=1, le=128, description="hnsw: links of a row")
+    build_depth: int = Field(
+        300, gt=0, description="hnsw: candidates that are looked at when a row is added"
+    )
+    search_depth: int = Field(
+        128, gt=0, description="hnsw: candidates that are looked at when a query is answered"
+    )
+    refine_factor: int = Field(
+        5,
+        gt=0,
+        description="ivf_pq, hnsw: this many times the wanted rows are compared by their vectors "
+        "as stored",
+    )
+    max_loose_share: float = Field(
+        0.2,
+        gt=0,
+        description="with more rows than this share that came or went since the table was made or "
+        "compacted, it is compacted, and the lists take up what came",
+    )
+    max_growth: float = Field(
+        4.0,
+        gt=1,
+        description="ivf_pq, hnsw: with this many times the rows that they were made of, the lists "
+        "are made anew",
     )
 
 
@@ -179,6 +227,7 @@ class IndexConfig(Section):
     snapshot: SnapshotSection
     index: TargetSection
     faiss: FaissSection = FaissSection()
+    lancedb: LancedbSection = LancedbSection()
     pgvector: PgvectorSection = PgvectorSection()
     opensearch: OpenSearchSection = OpenSearchSection()
     quality: QualitySection = QualitySection()

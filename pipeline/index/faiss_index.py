@@ -119,7 +119,7 @@ class FaissDraft:
         except UnknownOutcomeError as error:
             raise CommitUnknownError(str(error)) from error
         except CommitConflictError:
-            versions.discard(written)
+            versions.discard(file.path for file in written.values())
             raise
 
 

@@ -21,7 +21,12 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError, RebuildNeededError
 from pipeline.hits import Hit, matrix_of, unit
 from pipeline.index.config import FaissSection
-from pipeline.index.protocol import EXCERPT, VECTOR, check_where
+from pipeline.index.protocol import (
+    EXCERPT,
+    MIN_SHARE_FOR_APPROXIMATION,
+    VECTOR,
+    check_where,
+)
 
 # The number of a row's vector; the other columns are those of the feed.
 LABEL = "_label"
@@ -30,9 +35,6 @@ TRAIN_ROWS_PER_LIST = 40
 CODE_BITS = 8
 # With fewer rows there is nothing to train on, and a flat index does as well.
 _MIN_TRAIN_ROWS = {"ivf": 1, "ivf_pq": 1 << CODE_BITS}
-# A filter that leaves a smaller share of the rows than this is answered by looking at all of these:
-# a graph or a few lists would hold too few of them.
-MIN_SHARE_FOR_APPROXIMATION = 0.2
 
 
 class FaissRows:

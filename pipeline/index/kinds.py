@@ -11,10 +11,12 @@ from importlib import import_module
 from pipeline.errors import ConfigError
 from pipeline.index.config import IndexConfig
 from pipeline.index.protocol import IndexFeeder, IndexReader
+from pipeline.index.versions import IndexVersions
 from pipeline.storage import open_storage
 
 _PACKAGES: dict[str, tuple[str, ...]] = {
     "faiss": ("faiss",),
+    "lancedb": ("lancedb",),
     "opensearch": (),
     "pgvector": ("psycopg", "pgvector"),
 }
@@ -53,7 +55,8 @@ def open_index(url: str) -> IndexReader:
         url: as index.path.
 
     Raises:
-        ConfigError: there is no index, or its package is not installed.
+        ConfigError: there is no index, one of a kind that is not known, or its package is not
+            installed.
         CorruptFileError: a file of it is damaged.
         StorageError: the store failed.
     """
@@ -68,13 +71,37 @@ def open_index(url: str) -> IndexReader:
 
         reader = open_opensearch(url)
     else:
-        need_package("faiss")
-        from pipeline.index.faiss_index import open_faiss
-
-        reader = open_faiss(open_storage(url))
+        reader = _open_directory(url)
     if reader is None:
         raise ConfigError(f"{url}: there is no index here; 'elmo index' makes one")
     return reader
+
+
+def _open_directory(url: str) -> IndexReader | None:
+    storage = open_storage(url)
+    version = IndexVersions(storage).latest()
+    if version is None:
+        return None
+    kind = version.state.settings.get("kind")
+    if kind == "faiss":
+        need_package(kind)
+        from pipeline.index.faiss_index import open_faiss
+
+        return open_faiss(storage)
+    if kind == "lancedb":
+        need_package(kind)
+        from pipeline.index.lancedb_index import open_lancedb
+
+        return open_lancedb(storage)
+    if kind == "opensearch":
+        raise ConfigError(
+            f"{url}: requests for OpenSearch are here, which nothing searches; give the URL of the "
+            "server that they were sent to, https://host:9200#name"
+        )
+    raise ConfigError(
+        f"{url}: an index of kind {kind!r} is here, which this version does not know; a newer one "
+        "may"
+    )
 
 
 def need_package(kind: str) -> None:
@@ -99,6 +126,13 @@ def _faiss(config: IndexConfig) -> IndexFeeder:
     return FaissFeeder(open_storage(config.index.path), config.faiss, config.index.keep_versions)
 
 
+def _lancedb(config: IndexConfig) -> IndexFeeder:
+    from pipeline.index.lancedb_index import LancedbFeeder
+
+    storage = open_storage(config.index.path)
+    return LancedbFeeder(storage, config.lancedb, config.index.keep_versions)
+
+
 def _pgvector(config: IndexConfig) -> IndexFeeder:
     from pipeline.index.pgvector_index import PgvectorFeeder
 
@@ -117,6 +151,7 @@ def _opensearch(config: IndexConfig) -> IndexFeeder:
 
 _FEEDERS: dict[str, Callable[[IndexConfig], IndexFeeder]] = {
     "faiss": _faiss,
+    "lancedb": _lancedb,
     "opensearch": _opensearch,
     "pgvector": _pgvector,
 }

@@ -98,7 +98,7 @@ class RequestsDraft:
     def close(self) -> None:
         """Remove the files, unless they are or may be published."""
         if not self._is_kept:
-            self._feeder.versions.discard(self._files)
+            self._feeder.versions.discard(file.path for file in self._files.values())
 
     def _write(self, request: Request) -> None:
         path, other = NO_BODY, "Accept: application/json"

@@ -24,6 +24,9 @@ from pipeline.hits import Hit
 FORMAT_VERSION = 1
 # Names that begin so are no columns of a snapshot.
 VECTOR, EXCERPT = "vector", "_excerpt"
+# A filter that leaves a smaller share of the rows than this is answered by looking at all of these:
+# a graph or a few lists would hold too few of them.
+MIN_SHARE_FOR_APPROXIMATION = 0.2
 
 
 @dataclass(frozen=True)

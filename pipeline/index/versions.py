@@ -1,7 +1,8 @@
 """Published states of an index in a directory of any store: seen whole, or not at all.
 
     _versions/00000003.json     what the index holds and in which files; the highest number counts
-    data/<uuid>.<ending>        files that versions name; written once, under new names
+    data/<uuid>.<ending>        files that versions name; written once, under new names. Or a
+                                directory, whose content is the business of the index
 
 A version is published by one put-if-absent of its record, as snapshots are. Files that no version
 names do not exist for readers. Knows no index and no vectors.
@@ -11,10 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeVar
@@ -27,6 +30,7 @@ from pipeline.errors import (
     CommitConflictError,
     CorruptFileError,
     MissingFileError,
+    PipelineError,
     StorageError,
 )
 from pipeline.index.protocol import IndexState
@@ -63,12 +67,19 @@ class Version:
         state: what it holds.
         files: by what they are for.
         details: JSON values that the index needs to read them.
+        directories: those that it needs.
     """
 
     number: int
     state: IndexState
     files: Mapping[str, StoredFile] = field(hash=False)
     details: Mapping[str, Any] = field(hash=False)
+    directories: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> set[str]:
+        """Of all its files and directories."""
+        return {*(file.path for file in self.files.values()), *self.directories}
 
     def to_json(self) -> bytes:
         """The record, UTF-8 JSON."""
@@ -76,6 +87,7 @@ class Version:
             "number": self.number,
             "state": self.state.to_json(),
             "files": {name: vars(file) for name, file in self.files.items()},
+            "directories": list(self.directories),
             "details": dict(self.details),
         }
         return json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n"
@@ -90,7 +102,8 @@ class Version:
         try:
             values = json.loads(data)
             files = {name: StoredFile(**file) for name, file in values["files"].items()}
-            if not all(_FILE.fullmatch(file.path) for file in files.values()):
+            directories = tuple(values.get("directories", ()))
+            if not all(map(_FILE.fullmatch, [*(f.path for f in files.values()), *directories])):
                 raise ValueError(f"a file that is not under {DATA}/")
             number, state, details = values["number"], values["state"], dict(values["details"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -98,20 +111,25 @@ class Version:
                 f"{where}: not the record of an index ({error}); restore it, or build the index "
                 "anew in an empty directory"
             ) from error
-        return cls(number, IndexState.from_json(state, where), files, details)
+        return cls(number, IndexState.from_json(state, where), files, details, directories)
 
 
 class IndexVersions:
     """The versions of one index."""
 
-    def __init__(self, storage: Storage) -> None:
-        """Use those in `storage`; nothing is read yet."""
+    def __init__(self, storage: Storage, min_stay_s: float = 0.0) -> None:
+        """Use those in `storage`; nothing is read yet.
+
+        Args:
+            storage: the directory of the index.
+            min_stay_s: a version that was followed by another one stays for at least this long.
+        """
         self.storage = storage
+        self._min_stay_s = min_stay_s
 
     def numbers(self) -> list[int]:
         """Numbers of all versions that are there, ascending."""
-        matches = [_RECORD.fullmatch(info.path) for info in self.storage.glob(f"{VERSIONS}/*")]
-        return sorted(int(match[1]) for match in matches if match)
+        return list(self.published_at())
 
     def latest(self) -> Version | None:
         """The current version, None before the first.
@@ -218,27 +236,54 @@ class IndexVersions:
             ) from error
         self._prune(version, keep)
 
-    def discard(self, files: Mapping[str, StoredFile]) -> None:
-        """Remove files that were written and that no version names."""
-        for file in files.values():
+    def discard(self, paths: Iterable[str]) -> None:
+        """Remove files or directories that were written and that no version names."""
+        for path in paths:
             with suppress(StorageError):
-                self.storage.delete(file.path)
+                self.remove(path)
+
+    def published_at(self) -> dict[int, int]:
+        """When each version was published, in seconds since 1970, in order of their numbers."""
+        found = [(_RECORD.fullmatch(i.path), i) for i in self.storage.glob(f"{VERSIONS}/*")]
+        return dict(sorted((int(match[1]), info.modified_at) for match, info in found if match))
 
     def _prune(self, newest: Version, keep: int) -> None:
         # What cannot be removed now is removed by a later run: it must not fail what is published.
-        with suppress(StorageError, CorruptFileError):
-            numbers = self.numbers()
-            kept = {file.path for file in newest.files.values()}
-            for number in numbers[-keep:]:
-                kept |= {file.path for file in self.load(number).files.values()}
-            gone = set()
-            for number in numbers[:-keep]:
-                gone |= {file.path for file in self.load(number).files.values()}
+        with suppress(PipelineError):
+            now, published_at = time.time(), self.published_at()
+            numbers = list(published_at)
+            old = [
+                number
+                for number, follower in zip(numbers[:-keep], numbers[1:], strict=False)
+                if published_at[follower] <= now - self._min_stay_s
+            ]
+            kept = set(newest.paths)
+            for number in sorted({*numbers} - {*old}):
+                kept |= self.load(number).paths
+            gone: set[str] = set()
+            for number in old:
+                gone |= self.load(number).paths
                 self.storage.delete(_record_path(number))
-            old = time.time() - ORPHAN_HOURS * 3600
-            for info in self.storage.list_files(DATA):
-                if info.path not in kept and (info.path in gone or info.modified_at < old):
-                    self.storage.delete(info.path)
+            self._remove_unnamed(kept, gone, now - ORPHAN_HOURS * 3600)
+
+    def _remove_unnamed(self, kept: set[str], gone: set[str], old: float) -> None:
+        """Remove what no version names: at once what one did name, and the rest when it is old."""
+        last_change: dict[str, int] = {}
+        for info in self.storage.list_files(DATA):
+            path = "/".join(info.path.split("/")[:2])
+            last_change[path] = max(info.modified_at, last_change.get(path, 0))
+        for path, modified_at in last_change.items():
+            if path not in kept and (path in gone or modified_at < old):
+                self.remove(path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file, or a directory with all that is in it."""
+        if self.storage.is_local and os.path.isdir(self.storage.url_of(path)):
+            shutil.rmtree(self.storage.url_of(path), ignore_errors=True)
+            return
+        for file in self.storage.list_files(path):
+            self.storage.delete(file.path)
+        self.storage.delete(path)
 
 
 class HashingOutput:

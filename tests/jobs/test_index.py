@@ -164,6 +164,19 @@ def test_an_index_answers_a_text_as_reading_all_vectors_does(vectors, kind, requ
     assert "sat." in found[0]["excerpt"] or "schlief" in found[0]["excerpt"]
 
 
+def test_an_index_of_lancedb_answers_as_well(vectors, tmp_path, capsys):
+    url = str(tmp_path / "an index, 100 % of it")
+    words = flags(vectors, url, "index.kind=lancedb", "lancedb.dtype=float32")
+    done = result(jobs.index.JOB, words, capsys)
+    assert (done["is_published"], done["quality"]["recall"]) == (True, 1)
+    query = [vectors, "The dog number 7 sat.", "--where", "language=de"]
+    exact = hits([*query, "--space", "plain"], capsys)
+    (hit,) = hits([*query, "--index", url], capsys)
+    assert (hit["id"], hit["columns"]) == ("doc-3", {"language": "de"})
+    assert hit["score"] == pytest.approx(exact[0]["score"], abs=SCORE_TOLERANCE)
+    assert "schlief" in hit["excerpt"]
+
+
 def test_what_is_like_a_document_leaves_the_document_out(vectors, index, capsys):
     like = [vectors, "--like", "doc-3", "--hits", "4"]
     for words in ([*like, "--index", index], like, [*like, "--space", "plain"]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -108,7 +109,17 @@ def new_url(kind: str) -> str:
         return f"{opensearch()[0]}#t_{uuid.uuid4().hex[:16]}"
     if kind == "pgvector":
         return f"{postgres_url()}#t_{uuid.uuid4().hex[:16]}"
+    if kind == "lancedb":
+        return f"{_directory()}/{uuid.uuid4().hex}"
     return f"memory://{uuid.uuid4().hex}"
+
+
+@functools.cache
+def _directory() -> str:
+    """On disk, for as long as this process runs."""
+    directory = tempfile.mkdtemp(prefix="elmo-indexes-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 def feed(store: SnapshotStore, url: str, *, rebuild: bool = False, **sections: Any) -> IndexReport:
@@ -133,6 +144,14 @@ def ids_in(url: str) -> set[str]:
     ids = set(found(reader, np.ones(DIM), reader.state.num_rows + 10))
     assert len(ids) == reader.state.num_rows
     return ids
+
+
+def example_in_page(section: str, language: str) -> str:
+    """The one example in a language that a section of docs/INDEX.md has."""
+    page = (Path(__file__).parents[3] / "docs/INDEX.md").read_text()
+    (text,) = re.findall(rf"^## {section}$(.*?)^## ", page, re.DOTALL | re.MULTILINE)
+    (code,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return str(code)
 
 
 def write_vectors(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,14 @@ from pipeline.index.versions import ORPHAN_HOURS, IndexVersions
 from pipeline.snapshot.commit import SnapshotStore
 from pipeline.storage import open_storage
 from tests.pipeline.histories import Document, Night
-from tests.pipeline.index.indexing import commit, feed, found, ids_in, write_vectors
+from tests.pipeline.index.indexing import (
+    commit,
+    example_in_page,
+    feed,
+    found,
+    ids_in,
+    write_vectors,
+)
 from tests.pipeline.snapshots import DIM, rows
 
 STORES = ["local", "memory", "moto", pytest.param("rgw", marks=pytest.mark.s3)]
@@ -192,8 +198,7 @@ def test_a_night_without_a_change_writes_a_record_alone(store, local_url):
 def test_other_programs_read_it_as_the_page_says(store, tmp_path, monkeypatch):
     put(store, *names(5))
     feed(store, str(tmp_path / "index"))
-    page = (Path(__file__).parents[3] / "docs/INDEX.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = example_in_page("FAISS", "python")
     monkeypatch.chdir(tmp_path)
     names_of_page: dict[str, Any] = {}
     exec(code, names_of_page)

@@ -48,9 +48,9 @@ QUERIES = np.random.default_rng(1).standard_normal((4, DIM))
 # Stored as float16: scores of the same vectors are the same, those of float32 rounding apart.
 SCORE_TOLERANCE = 1e-6
 
-KINDS = ["flat", "hnsw", "ivf", "ivf_pq", "opensearch", "pgvector"]
+KINDS = ["flat", "hnsw", "ivf", "ivf_pq", "lancedb", "opensearch", "pgvector"]
 # What does not depend on how vectors are stored.
-ONE_OF_EACH = ["flat", "opensearch", "pgvector"]
+ONE_OF_EACH = ["flat", "lancedb", "opensearch", "pgvector"]
 
 
 def memory_store() -> SnapshotStore:
@@ -72,6 +72,8 @@ def sections_of(kind: str) -> dict:
         return {"index": {"kind": kind, "keep_versions": 2}}
     if kind == "pgvector":
         return {"index": {"kind": kind}, "pgvector": {"search_depth": 1000}}
+    if kind == "lancedb":
+        return {"index": {"kind": kind}}
     return {"faiss": {"type": kind, "max_dead_share": 0.9, "num_probes": 1000}}
 
 
@@ -158,19 +160,21 @@ def test_rows_of_a_partition_can_be_asked_for(store, kind):
         found(reader, QUERIES[0], 5, day="monday")
 
 
-def test_a_damaged_or_missing_file_of_the_snapshot_is_said(tmp_path, memory_url):
+@pytest.mark.parametrize("kind", ["flat", "lancedb"])
+def test_a_damaged_or_missing_file_of_the_snapshot_is_said(tmp_path, kind):
     store = SnapshotStore(open_storage(str(tmp_path)))
+    url, options = new_url(kind), sections_of(kind)
     Night({"a": Document("one")}).commit(store)
     (file,) = store.load(1).files
     path = tmp_path / file.path
     content = path.read_bytes()
     path.write_bytes(content[:40] + bytes(len(content) - 40))
     with pytest.raises(CorruptFileError, match="'elmo verify' names it"):
-        feed(store, memory_url)
+        feed(store, url, **options)
     path.unlink()
     with pytest.raises(MissingFileError, match="a data file of snapshot 1 is gone"):
-        feed(store, memory_url)
-    assert not open_storage(memory_url).list_files()
+        feed(store, url, **options)
+    assert not open_storage(url).list_files()
 
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
@@ -411,23 +415,26 @@ import sys
 from pipeline.snapshot.commit import SnapshotStore
 from pipeline.storage import open_storage
 from tests.pipeline.index.indexing import feed
-from tests.pipeline.index.test_feeding import turnover
+from tests.pipeline.index.test_feeding import sections_of, turnover
 store = SnapshotStore(open_storage(sys.argv[1]))
 for night in range(2, 10_000):
     turnover(store, night)
-    feed(store, sys.argv[2])
+    feed(store, sys.argv[2], **sections_of(sys.argv[3]))
     print(night, flush=True)
 """
 
 
-def test_a_feeder_that_is_killed_leaves_a_whole_index_that_can_be_fed_again(local_url, tmp_path):
+@pytest.mark.parametrize("kind", ["flat", "lancedb"])
+def test_a_feeder_that_is_killed_leaves_a_whole_index_that_can_be_fed_again(
+    local_url, tmp_path, kind
+):
     store = SnapshotStore(open_storage(local_url))
-    url = str(tmp_path / "index")
+    url, options = str(tmp_path / "index"), sections_of(kind)
     turnover(store, 1)
-    feed(store, url)
+    feed(store, url, **options)
     root = Path(__file__).parents[3]
     feeder = subprocess.Popen(
-        [sys.executable, "-c", KILLED, local_url, url],
+        [sys.executable, "-c", KILLED, local_url, url, kind],
         env={**os.environ, "PYTHONPATH": str(root)},
         stdout=subprocess.PIPE,
         text=True,
@@ -442,5 +449,5 @@ def test_a_feeder_that_is_killed_leaves_a_whole_index_that_can_be_fed_again(loca
     assert check_whole(open_index(url)) >= 4
     latest = store.latest_number()
     assert latest is not None
-    feed(store, url)
+    feed(store, url, **options)
     assert check_whole(open_index(url)) == latest
