@@ -289,6 +289,9 @@ def _make(dim: int, settings: FaissSection, num_rows: int, num_train_rows: int) 
     spec = f"IVF{num_lists},PQ{code_bytes}x{CODE_BITS}"
     index = _quiet(faiss.index_factory(dim, spec, faiss.METRIC_INNER_PRODUCT))
     index.pq.cp.min_points_per_centroid = 1
+    # It orders the codes for comparisons by single bits, which no search here makes, and takes most
+    # of the training.
+    index.do_polysemous_training = False
     return index
 
 
