@@ -202,6 +202,7 @@ def main() -> None:
             "seed": 1,
             "versions": {name: version(name) for name in ("faiss-cpu", "pgvector", "psycopg")},
             "threads": arguments.threads,
+            "max_train_rows": MAX_TRAIN_ROWS,
             "limits": measure_limits(corpus.paths(ALL), folder),
             "read_whole": _timed(KINDS["faiss-flat"], lambda: read_whole(corpus.paths(ALL))),
         }

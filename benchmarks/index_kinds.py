@@ -20,8 +20,8 @@ from pipeline.index.config import IndexConfig
 from pipeline.index.kinds import open_feeder
 from pipeline.index.update import plan_update, update_index
 
-# Training codes on more costs minutes and finds no more in the clustered corpus.
-MAX_TRAIN_ROWS = {"ivf": 20_000, "ivf_pq": 10_000}
+# Training codes takes a minute of a core for each 20,000 rows.
+MAX_TRAIN_ROWS = {"ivf": 20_000, "ivf_pq": 2_560}
 
 
 @dataclass(frozen=True)
