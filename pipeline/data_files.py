@@ -394,14 +394,18 @@ def read_schema(source: pa.NativeFile, path: str) -> pa.Schema:
 
 
 def read_batches(
-    source: pa.NativeFile, path: str, columns: Sequence[str] | None = None
+    source: pa.NativeFile,
+    path: str,
+    columns: Sequence[str] | None = None,
+    batch_bytes: int = READ_BATCH_BYTES,
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of an open data file in batches of about 16 MiB or as written, in order.
+    """Rows of an open data file in batches of some bytes or as written, in order.
 
     Args:
         source: the open file.
         path: says the format by its ending.
         columns: those wanted, None for all.
+        batch_bytes: of all columns of a batch, at most, in a Parquet file.
 
     Raises:
         CorruptFileError: it cannot be decoded, or has an extension type.
@@ -410,7 +414,8 @@ def read_batches(
         if path.endswith(_ENDINGS["parquet"]):
             parquet = pq.ParquetFile(source)
             _checked_schema(parquet.schema_arrow, path)
-            yield from parquet.iter_batches(_batch_rows(parquet.metadata), columns=columns)
+            batch_rows = _batch_rows(parquet.metadata, batch_bytes)
+            yield from parquet.iter_batches(batch_rows, columns=columns)
             return
         options = None
         names = _checked_schema(ipc.open_file(source).schema, path).names
@@ -461,12 +466,12 @@ def rewrite_without(
             return writer.close()
 
 
-def _batch_rows(parquet: pq.FileMetaData) -> int:
+def _batch_rows(parquet: pq.FileMetaData, batch_bytes: int) -> int:
     if not parquet.num_rows:
         return 1
     groups = [parquet.row_group(index) for index in range(parquet.num_row_groups)]
     bytes_per_row = sum(group.total_byte_size for group in groups) / parquet.num_rows
-    rows: int = min(int(READ_BATCH_BYTES / max(bytes_per_row, 1)), parquet.num_rows)
+    rows: int = min(int(batch_bytes / max(bytes_per_row, 1)), parquet.num_rows)
     return max(1, rows)
 
 

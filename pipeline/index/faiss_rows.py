@@ -8,7 +8,8 @@ in the table is dead, and a search passes over it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import faiss
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, RebuildNeededError
-from pipeline.hits import Hit, matrix_of, unit
+from pipeline.hits import Hit, stored_matrix, unit
 from pipeline.index.config import FaissSection
 from pipeline.index.protocol import (
     EXCERPT,
@@ -87,6 +88,7 @@ class FaissRows:
             index = _make(dim, settings, num_rows, len(train_ND))
         if not index.is_trained:
             index.train(train_ND)
+        _reserve(index, num_rows)
         columns = [field for field in schema if field.name != VECTOR]
         rows = pa.schema([pa.field(LABEL, pa.int64()), *columns]).empty_table()
         return cls(index, rows, settings, 0, url)
@@ -131,7 +133,9 @@ class FaissRows:
         """Append rows of the feed."""
         labels = np.arange(self.next_label, self.next_label + batch.num_rows)
         self.next_label += batch.num_rows
-        self.index.add_with_ids(np.ascontiguousarray(matrix_of(batch[VECTOR])), labels)
+        is_computed = isinstance(self.index, faiss.IndexIVF) or self.settings.type == "hnsw"
+        with nullcontext() if is_computed else _one_thread():
+            self.index.add_with_ids(stored_matrix(batch[VECTOR]), labels)
         columns = [pa.array(labels)]
         columns += [batch[name] for name in batch.schema.names if name != VECTOR]
         self._parts.append(pa.table(columns, schema=self._parts[0].schema))
@@ -287,7 +291,32 @@ def _make(dim: int, settings: FaissSection, num_rows: int, num_train_rows: int) 
     spec = f"IVF{num_lists},PQ{code_bytes}x{CODE_BITS}"
     index = _quiet(faiss.index_factory(dim, spec, faiss.METRIC_INNER_PRODUCT))
     index.pq.cp.min_points_per_centroid = 1
+    # It orders the codes for comparisons by single bits, which no search here makes, and takes most
+    # of the training.
+    index.do_polysemous_training = False
     return index
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep FAISS from sharing out what is sooner done than its threads have met."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _reserve(index: Any, num_rows: int) -> None:
+    """Take the vectors' memory at once: what grows holds them twice whenever it is moved."""
+    if isinstance(index, faiss.IndexIVF):
+        return  # Its lists are many, and move one at a time.
+    store = faiss.downcast_index(index.index)
+    if isinstance(store, faiss.IndexHNSW):
+        store = faiss.downcast_index(store.storage)
+    store.codes.resize(num_rows * store.code_size)
+    store.codes.clear()
 
 
 def _quiet(index: Any) -> Any:

@@ -6,6 +6,7 @@ Rows are read as a stream; memory holds a few batches, and the ids of one table 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,16 +16,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data_files import vector_columns
+from pipeline.data_files import read_batches, vector_columns
 from pipeline.errors import ConfigError, CorruptFileError, MissingFileError
 from pipeline.extension_types import said_by
-from pipeline.hits import EXCERPT_CHARACTERS, around, matrix_of, shorten, unit
+from pipeline.hits import (
+    EXCERPT_CHARACTERS,
+    around,
+    matrix_of,
+    scale_to_unit,
+    shorten,
+    stored_matrix,
+)
 from pipeline.index.protocol import EXCERPT, VECTOR, IndexState
 from pipeline.snapshot.metadata import DataFile, Snapshot
 from pipeline.snapshot.read import snapshot_dataset
 from pipeline.storage import Storage
 
-BATCH_ROWS = 8192
+# In float32 and scaled, twice as much: it stays in a processor's cache while it is worked on, and
+# what Arrow keeps of it is small.
+BATCH_BYTES = 4 << 20
 # White space is folded, so that an excerpt may need more of the text than it has characters.
 _EXCERPT_SOURCE = 8 * EXCERPT_CHARACTERS
 _LEVEL_COLUMNS = ("sentence_index", "token_index", "token", "start", "end")
@@ -69,7 +79,7 @@ class SnapshotRows:
     def raw_batches(
         self, files: Sequence[DataFile], columns: Sequence[str], ids: pa.Array | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Stored columns of some of the snapshot's files, in order, BATCH_ROWS at most.
+        """Stored columns of some of the snapshot's files, in order, BATCH_BYTES at a time.
 
         Args:
             files: those to read.
@@ -77,38 +87,49 @@ class SnapshotRows:
             ids: only rows of these documents; None for all.
 
         Raises:
-            CorruptFileError: a file cannot be decoded.
+            CorruptFileError: a file cannot be decoded, or lacks a column.
             MissingFileError: a file is gone.
         """
-        dataset = snapshot_dataset(self._storage, replace(self.snapshot, files=tuple(files)))
-        wanted = None if ids is None else pc.field("id").isin(ids)
-        # Arrow's own read-ahead would hold hundreds of megabytes of vectors.
-        batches = dataset.to_batches(
-            columns=list(columns),
-            filter=wanted,
-            batch_size=BATCH_ROWS,
-            batch_readahead=2,
-            fragment_readahead=1,
-        )
+        # Arrow's dataset would hold hundreds of megabytes of vectors that were read ahead.
+        filesystem = self._storage.as_arrow_filesystem()
+        partition = self.snapshot.partition_columns
+        stored = {*columns, *(["id"] if ids is not None else [])}.difference(partition)
+        types = {name: self.snapshot.schema.field(name).type for name in columns}
+        for file in files:
+            with self._reading(), filesystem.open_input_file(file.path) as source:
+                for batch in read_batches(source, file.path, sorted(stored), BATCH_BYTES):
+                    wanted = batch if ids is None else batch.filter(pc.is_in(batch["id"], ids))
+                    arrays = [
+                        pa.repeat(pa.scalar(file.partition[name], type_), wanted.num_rows)
+                        if name in partition
+                        else wanted[name]
+                        for name, type_ in types.items()
+                    ]
+                    if wanted.num_rows:
+                        yield pa.RecordBatch.from_arrays(arrays, names=list(types))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        where = f"{self._storage.url}: a data file of snapshot {self.snapshot.number}"
         try:
-            yield from (batch for batch in batches if batch.num_rows)
+            yield
         except FileNotFoundError as error:
-            raise MissingFileError(
-                f"{self._storage.url}: a data file of snapshot {self.snapshot.number} is gone: "
-                f"{error}"
-            ) from error
-        except (pa.ArrowException, OSError) as error:
+            raise MissingFileError(f"{where} is gone: {error}") from error
+        except CorruptFileError as error:
+            raise CorruptFileError(f"{where}: {error}; 'elmo verify' names it") from error
+        except (pa.ArrowException, OSError, KeyError) as error:
             raise CorruptFileError(
-                f"{self._storage.url}: a data file of snapshot {self.snapshot.number} cannot be "
-                f"decoded: {said_by(error)}; 'elmo verify' names it"
+                f"{where} cannot be decoded: {said_by(error)}; 'elmo verify' names it"
             ) from error
 
     def vectors_of(self, id_: str) -> NDArray[np.float32]:
         """Vectors (N, D) of a document's rows as stored; none where it is not there."""
         files = [file for file in self.snapshot.files if file.min_id <= id_ <= file.max_id]
-        batches = self.raw_batches(files, [self.vector_column], pa.array([id_]))
-        found = [matrix_of(batch.column(0)) for batch in batches]
-        return np.concatenate([np.empty((0, self.dim), np.float32), *found])
+        with self._reading():
+            # A dataset leaves out the parts of a file where the id cannot be.
+            dataset = snapshot_dataset(self._storage, replace(self.snapshot, files=tuple(files)))
+            table = dataset.to_table([self.vector_column], filter=pc.field("id") == id_)
+        return matrix_of(table.column(0).combine_chunks())
 
     def sample(self, num_rows: int, max_files: int | None = None) -> NDArray[np.float32]:
         """Vectors (N, D) of rows drawn from the snapshot, always the same ones, as stored.
@@ -126,15 +147,17 @@ class SnapshotRows:
         edges = np.cumsum([0, *(file.num_rows for file in files)])
         total = int(edges[-1])
         chosen = np.sort(random.choice(total, min(num_rows, total), replace=False))
-        parts = [np.empty((0, self.dim), np.float32)]
+        vectors_ND = np.empty((len(chosen), self.dim), np.float32)
+        done = 0
         for file, start, end in zip(files, edges, edges[1:], strict=False):
             rows = chosen[(chosen >= start) & (chosen < end)] - start
             offset = 0
             for batch in self.raw_batches([file], [self.vector_column]) if len(rows) else ():
                 here = rows[(rows >= offset) & (rows < offset + batch.num_rows)] - offset
-                parts.append(matrix_of(batch.column(0).take(pa.array(here))))
+                vectors_ND[done : done + len(here)] = stored_matrix(batch.column(0))[here]
+                done += len(here)
                 offset += batch.num_rows
-        return np.concatenate(parts)
+        return vectors_ND
 
     def rows(
         self, files: Sequence[DataFile], ids: pa.Array | None = None
@@ -144,15 +167,13 @@ class SnapshotRows:
         text = ["text"] if self._has_text else []
         for batch in self.raw_batches(files, [*plain, *text, self.vector_column], ids):
             vectors_ND = matrix_of(batch[self.vector_column])
+            norms_N = scale_to_unit(vectors_ND)
             columns: list[Any] = [batch[name] for name in plain]
             if self._has_text:
                 columns.append(pa.array(_excerpts(batch), pa.string()))
-            flat = pa.array(unit(vectors_ND).reshape(-1))
+            flat = pa.array(vectors_ND.reshape(-1))
             columns.append(pa.FixedSizeListArray.from_arrays(flat, self.dim))
-            yield (
-                pa.record_batch(columns, schema=self.schema),
-                np.linalg.norm(vectors_ND, axis=1),
-            )
+            yield pa.record_batch(columns, schema=self.schema), norms_N
 
 
 @dataclass(frozen=True)
@@ -236,7 +257,9 @@ class SnapshotFeed:
 
     def sample(self, num_rows: int) -> NDArray[np.float32]:
         """Vectors (N, D) of length 1, of rows drawn from the whole snapshot."""
-        return unit(self._rows.sample(num_rows)).astype(np.float32)
+        vectors_ND = self._rows.sample(num_rows)
+        scale_to_unit(vectors_ND)
+        return vectors_ND
 
     def _counted(self, files: Sequence[DataFile], ids: pa.Array | None) -> Iterator[pa.RecordBatch]:
         for batch, norms_N in self._rows.rows(files, ids) if files else ():

@@ -8,6 +8,7 @@ build one that fills another table and turns the view; either is seen when it is
 from __future__ import annotations
 
 import json
+import logging
 import re
 import uuid
 import weakref
@@ -52,12 +53,16 @@ STATE_TABLE = "elmo_indexes"
 SECTION, TRAINED_ROWS = "pgvector", "trained_rows"
 # Of pgvector's indexes on the type vector.
 MAX_INDEXED_DIM = 2000
+# More than any server has; max_parallel_maintenance_workers is the limit.
+MAX_WORKERS = 1024
 # Parameters of a connection that nobody but its user may see.
 _SECRETS = {"password", "sslpassword"}
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,29}")
 _BUILT_WITH = ("type", "num_links", "build_depth", "num_lists")
 # Readers that are at work keep the last but one table from going; a later run removes it.
 _DROP_TIMEOUT = "2s"
+
+log = logging.getLogger(__name__)
 
 Connection: TypeAlias = "psycopg.Connection[Any]"
 
@@ -485,12 +490,13 @@ def _create_indexes(
     connection.execute(sql.SQL("create index on {} (id)").format(name))
     vector = sql.Identifier(VECTOR)
     if section.type == "hnsw":
-        connection.execute(
-            sql.SQL(
-                "create index on {} using hnsw ({} vector_ip_ops) with (m = {}, "
-                "ef_construction = {})"
-            ).format(name, vector, section.num_links, section.build_depth)
-        )
+        with _many_workers(connection, name):
+            connection.execute(
+                sql.SQL(
+                    "create index on {} using hnsw ({} vector_ip_ops) with (m = {}, "
+                    "ef_construction = {})"
+                ).format(name, vector, section.num_links, section.build_depth)
+            )
     elif section.type == "ivfflat":
         lists = section.num_lists or max(1, min(num_rows // 1000, 32768))
         connection.execute(
@@ -499,6 +505,27 @@ def _create_indexes(
             )
         )
     connection.execute(sql.SQL("analyze {}").format(name))
+
+
+@contextmanager
+def _many_workers(connection: Connection, table: sql.Identifier) -> Iterator[None]:
+    """Let an index be built by as many workers as the server allows, and log what it says of it."""
+    # By itself it counts the table's pages, and the vectors are not in these but beside them.
+    connection.execute(
+        sql.SQL("alter table {} set (parallel_workers = {})").format(table, MAX_WORKERS)
+    )
+    connection.add_notice_handler(_log_notice)
+    try:
+        yield
+    finally:
+        connection.remove_notice_handler(_log_notice)
+    connection.execute(sql.SQL("alter table {} reset (parallel_workers)").format(table))
+
+
+def _log_notice(notice: psycopg.errors.Diagnostic) -> None:
+    is_debug = (notice.severity_nonlocalized or "").startswith("DEBUG")
+    said = ". ".join(filter(None, (notice.message_primary, notice.message_hint)))
+    log.log(logging.DEBUG if is_debug else logging.WARNING, "PostgreSQL: %s", said)
 
 
 def _copy(

@@ -240,3 +240,28 @@ def test_vectors_that_are_too_wide_for_an_index_are_said_to_be(memory_url):
     url = new_url("pgvector")
     assert feed(store, url, pgvector={"type": "flat"}, **SECTIONS).is_published
     assert found(open_index(url), vectors_ND[1], 1) == {"b": 1.0}
+
+
+def test_a_graph_is_built_by_several_workers_and_too_little_memory_for_it_is_logged(
+    memory_url, monkeypatch, caplog
+):
+    store = SnapshotStore(open_storage(memory_url))
+    vectors = np.random.default_rng(1).standard_normal((2000, DIM))
+    commit(store, [write_vectors(store.storage, [f"doc-{n:04d}" for n in range(2000)], vectors)])
+    options = "maintenance_work_mem=1MB", "client_min_messages=debug1"
+    monkeypatch.setenv("PGOPTIONS", " ".join(f"-c {option}" for option in options))
+    url = new_url("pgvector")
+    with caplog.at_level("DEBUG", "pipeline.index"):
+        feed(store, url, **SECTIONS)
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert re.search("using [1-9] parallel workers", said)
+    (warning,) = (record for record in caplog.records if "no longer fits" in record.getMessage())
+    assert warning.levelname == "WARNING"
+    assert "maintenance_work_mem" in warning.getMessage()
+    connect_to, _, name = url.partition("#")
+    with psycopg.connect(connect_to) as connection:
+        left = connection.execute(
+            "select count(*) from pg_class where relname ~ %s and reloptions is not null",
+            [f"^{name}_[0-9a-f]{{32}}$"],
+        ).fetchone()
+    assert left == (0,)
