@@ -70,7 +70,8 @@ def trained(name: str, seed: int, text: Path) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     dropout = [f"architecture.{key}={value}" for key, value in KINDS[name].items()]
     own = [f"source.path={text}", f"output.directory={folder}/model", f"training.seed={seed}"]
-    used_s, _ = processor_seconds(job("pretrain", CONFIG, [*SETTINGS, *dropout, *own]))
+    if not (folder / "model").exists():
+        processor_seconds(job("pretrain", CONFIG, [*SETTINGS, *dropout, *own]))
     record = json.loads((folder / "model" / "training.json").read_text())
     config = folder / "perplexity.json"
     held_out = {"source": record["config"]["held_out"], "text": record["config"]["text"]}
@@ -79,13 +80,12 @@ def trained(name: str, seed: int, text: Path) -> dict[str, Any]:
     # Each article whole, as published perplexities are counted.
     whole = ["text.max_sentence_tokens=1000000", "evaluation.batch_size=1"]
     _, printed = processor_seconds(job("perplexity", config, whole))
-    kept = ("forward", "backward", "mean")
     found = {
-        "validation": {key: json.loads(printed)[key] for key in kept},
+        "validation": json.loads(printed)["result"]["perplexity"],
         "while_training": [round(e["mean"], 1) for e in record["perplexity"]],
         "last_loss": record["perplexity"][-1]["loss"],
         "tokens": record["tokens"],
-        "processor_seconds": round(used_s),
+        "train_seconds": round(record["train_seconds"]),
     }
     result.write_text(json.dumps(found))
     return found

@@ -5,9 +5,10 @@ N rows, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import base64
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ ROWS_PER_DIMENSION = 2
 WHITENING_FLOOR = 1e-2
 
 Space = Literal["white", "centered", "plain"]
+SPACES: tuple[Space, ...] = get_args(Space)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,31 @@ class Projection:
         floor = WHITENING_FLOOR * variances_D.mean()
         scale_DD = axes_DD / np.sqrt(np.maximum(variances_D, 0) + floor)
         return cls(mean_D.astype(np.float32), scale_DD.astype(np.float32))
+
+    def to_json(self) -> dict[str, str | None]:
+        """As text in base64: `mean` is D float32, `scale` D x D float16, row by row, or null.
+
+        The largest number of the scale becomes 1, which no cosine notices.
+        """
+        mean = base64.b64encode(self.mean_D.astype("<f4").tobytes()).decode()
+        if self.scale_DD is None:
+            return {"mean": mean, "scale": None}
+        halves_DD = (self.scale_DD / np.abs(self.scale_DD).max()).astype("<f2")
+        return {"mean": mean, "scale": base64.b64encode(halves_DD.tobytes()).decode()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, str | None]) -> Projection:
+        """Read what `to_json` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not that.
+        """
+        mean_D = np.frombuffer(base64.b64decode(values["mean"] or "", validate=True), "<f4")
+        scale = values["scale"]
+        if scale is None:
+            return cls(mean_D)
+        halves = np.frombuffer(base64.b64decode(scale, validate=True), "<f2")
+        return cls(mean_D, halves.reshape(len(mean_D), len(mean_D)).astype(np.float32))
 
     def apply(self, rows_ND: NDArray[np.floating]) -> NDArray[np.floating]:
         """Rows (N, D) in this space."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.config import Section
+from pipeline.projection import Space
 
 
 class SnapshotSection(Section):
@@ -16,6 +17,12 @@ class SnapshotSection(Section):
     number: int | None = Field(None, gt=0, description="which snapshot; null is the latest")
     vector_column: str | None = Field(
         None, description="which of several vector columns; null is the last one: the top layer"
+    )
+    space: Space = Field(
+        "plain",
+        description="where cosines are taken: plain: of the vectors as stored; centered: less the "
+        "mean of all rows; white: also scaled so that all directions vary alike, as elmo search "
+        "does without an index, if there are more than twice as many rows as elements",
     )
 
 

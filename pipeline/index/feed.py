@@ -28,6 +28,7 @@ from pipeline.hits import (
     stored_matrix,
 )
 from pipeline.index.protocol import EXCERPT, VECTOR, IndexState
+from pipeline.projection import Projection, Space
 from pipeline.snapshot.metadata import DataFile, Snapshot
 from pipeline.snapshot.read import snapshot_dataset
 from pipeline.storage import Storage
@@ -35,6 +36,8 @@ from pipeline.storage import Storage
 # In float32 and scaled, twice as much: it stays in a processor's cache while it is worked on, and
 # what Arrow keeps of it is small.
 BATCH_BYTES = 4 << 20
+# What an index says of itself is one small file, or a field of a table.
+MAX_WHITE_DIM = 2048
 # White space is folded, so that an excerpt may need more of the text than it has characters.
 _EXCERPT_SOURCE = 8 * EXCERPT_CHARACTERS
 _LEVEL_COLUMNS = ("sentence_index", "token_index", "token", "start", "end")
@@ -159,15 +162,43 @@ class SnapshotRows:
                 offset += batch.num_rows
         return vectors_ND
 
+    def projection(self, space: Space) -> Projection | None:
+        """What brings vectors into a space, from all rows; None for the plain one.
+
+        Raises:
+            ConfigError: the vectors are too wide for a white space.
+            CorruptFileError: a file cannot be decoded.
+            MissingFileError: a file is gone.
+        """
+        if space == "plain":
+            return None
+        if space == "white" and self.dim > MAX_WHITE_DIM:
+            raise ConfigError(
+                f"snapshot.space: white keeps a matrix beside the index, of up to {MAX_WHITE_DIM} "
+                f"x {MAX_WHITE_DIM}, found vectors of {self.dim} elements; take centered"
+            )
+        batches = self.raw_batches(self.snapshot.files, [self.vector_column])
+        matrices = (matrix_of(batch.column(0)) for batch in batches)
+        # Rows and queries go through the same rounded numbers.
+        return Projection.from_json(Projection.fit(matrices, self.dim, space).to_json())
+
     def rows(
-        self, files: Sequence[DataFile], ids: pa.Array | None = None
+        self,
+        files: Sequence[DataFile],
+        ids: pa.Array | None = None,
+        projection: Projection | None = None,
     ) -> Iterator[tuple[pa.RecordBatch, NDArray[np.floating]]]:
         """Rows of some files in `schema`, with the lengths (N,) that their vectors had."""
         plain = [name for name in self.columns if name != EXCERPT]
         text = ["text"] if self._has_text else []
         for batch in self.raw_batches(files, [*plain, *text, self.vector_column], ids):
             vectors_ND = matrix_of(batch[self.vector_column])
-            norms_N = scale_to_unit(vectors_ND)
+            if projection is None:
+                norms_N = scale_to_unit(vectors_ND)
+            else:
+                norms_N = np.linalg.norm(vectors_ND, axis=1)
+                vectors_ND = projection.apply(vectors_ND).astype(np.float32, copy=False)
+                scale_to_unit(vectors_ND)
             columns: list[Any] = [batch[name] for name in plain]
             if self._has_text:
                 columns.append(pa.array(_excerpts(batch), pa.string()))
@@ -198,14 +229,20 @@ class SnapshotFeed:
         settings: Mapping[str, Any],
         base: IndexState | None,
         changes: Iterator[pa.Table] | None = None,
+        space: Space = "plain",
     ) -> None:
-        """Feed a snapshot.
+        """Feed a snapshot; a full feed into another space than the plain one reads it first.
 
         Args:
             rows: of the snapshot.
             settings: how the index is built.
             base: what the index holds.
             changes: `read_changes` from what the index holds; None feeds everything.
+            space: where cosines are taken; what changed goes into that of the index.
+
+        Raises:
+            CorruptFileError: a file cannot be decoded, or the index's projection cannot be read.
+            MissingFileError: a file is gone.
         """
         self._rows = rows
         self._changes = changes
@@ -215,6 +252,13 @@ class SnapshotFeed:
         self.schema = rows.schema
         self.num_rows_in = 0
         self.num_documents_named = 0
+        projection: Mapping[str, str | None] | None
+        if changes is None or base is None:
+            self._projection = rows.projection(space)
+            projection = None if self._projection is None else self._projection.to_json()
+        else:
+            space, projection = base.space, base.projection
+            self._projection = base.read_projection()
         snapshot = rows.snapshot
         self.state = IndexState(
             snapshot=snapshot.number,
@@ -225,6 +269,8 @@ class SnapshotFeed:
             columns=rows.columns,
             num_rows=rows.num_rows,
             settings=settings,
+            space=space,
+            projection=projection,
         )
 
     @property
@@ -258,11 +304,13 @@ class SnapshotFeed:
     def sample(self, num_rows: int) -> NDArray[np.float32]:
         """Vectors (N, D) of length 1, of rows drawn from the whole snapshot."""
         vectors_ND = self._rows.sample(num_rows)
+        if self._projection is not None:
+            vectors_ND = self._projection.apply(vectors_ND).astype(np.float32, copy=False)
         scale_to_unit(vectors_ND)
         return vectors_ND
 
     def _counted(self, files: Sequence[DataFile], ids: pa.Array | None) -> Iterator[pa.RecordBatch]:
-        for batch, norms_N in self._rows.rows(files, ids) if files else ():
+        for batch, norms_N in self._rows.rows(files, ids, self._projection) if files else ():
             self.num_rows_in += batch.num_rows
             self._norm_sum += float(norms_N.sum())
             yield batch

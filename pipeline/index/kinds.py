@@ -44,6 +44,11 @@ def open_feeder(config: IndexConfig) -> IndexFeeder:
             f"index.path: index.kind is {config.index.kind}, which does not expect a URL of a "
             "server on the web; change one of the two"
         )
+    if config.index.kind == "opensearch" and config.snapshot.space == "white":
+        raise ConfigError(
+            "snapshot.space: white is a matrix that OpenSearch would keep in its cluster's state, "
+            "on every node; take centered or plain there"
+        )
     need_package(config.index.kind)
     return _FEEDERS[config.index.kind](config)
 

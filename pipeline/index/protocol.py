@@ -4,7 +4,8 @@ An index holds the rows of one snapshot. A feeder makes a draft of its next stat
 one; a draft can be searched, and nobody else sees it before it is published.
 
 Rows come as record batches of one schema: `id`, the columns of the snapshot's level, its partition
-columns, `_excerpt` where the snapshot carries the text, and `vector`, of length 1, float32.
+columns, `_excerpt` where the snapshot carries the text, and `vector`, of length 1, float32, in the
+space of the index.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import CommitConflictError, ConfigError, CorruptFileError
 from pipeline.hits import Hit
+from pipeline.projection import SPACES, Projection, Space
 
 FORMAT_VERSION = 1
 # Names that begin so are no columns of a snapshot.
@@ -42,6 +44,8 @@ class IndexState:
         columns: of a row, the vector not among them.
         num_rows: rows that a search can find.
         settings: how it was built; with others it has to be built anew.
+        space: where cosines are taken; queries are brought there before they are asked.
+        projection: what brings vectors there, as `Projection.to_json`; None for `plain`.
     """
 
     snapshot: int
@@ -52,6 +56,24 @@ class IndexState:
     columns: tuple[str, ...]
     num_rows: int
     settings: Mapping[str, Any] = field(hash=False)
+    space: Space = "plain"
+    projection: Mapping[str, str | None] | None = field(default=None, hash=False)
+
+    def read_projection(self) -> Projection | None:
+        """What brings vectors of the encoder into the index's space; None for the plain one.
+
+        Raises:
+            CorruptFileError: it is damaged.
+        """
+        if self.projection is None:
+            return None
+        try:
+            return Projection.from_json(self.projection)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFileError(
+                f"the state of the index: its projection cannot be read ({error}); build it anew "
+                "with --rebuild"
+            ) from error
 
     def to_json(self) -> dict[str, Any]:
         """The state as plain JSON types; `from_json` reads it back."""
@@ -60,11 +82,14 @@ class IndexState:
             **asdict(self),
             "columns": list(self.columns),
             "settings": dict(self.settings),
+            "projection": None if self.projection is None else dict(self.projection),
         }
 
     @classmethod
     def from_json(cls, values: Any, where: str) -> IndexState:
         """Read what `to_json` gave; keys that are not known are skipped.
+
+        A state of before there were spaces is of the plain one.
 
         Raises:
             CorruptFileError: a key is missing or has another type, or the format is a later one.
@@ -91,7 +116,15 @@ class IndexState:
                     f"{where}: {name} of type {kind.__name__} is expected, found "
                     f"{values.get(name)!r}; build the index anew"
                 )
+        space, projection = values.get("space", "plain"), values.get("projection")
+        is_plain = space == "plain" and projection is None
+        if not is_plain and (space not in SPACES or not isinstance(projection, dict)):
+            raise CorruptFileError(
+                f"{where}: a space of {', '.join(SPACES)} and its projection are expected, found "
+                f"{space!r} and {type(projection).__name__}; build the index anew"
+            )
         chosen = {name: values[name] for name in kinds}
+        chosen |= {"space": space, "projection": projection}
         return cls(**{**chosen, "columns": tuple(values["columns"])})
 
 
@@ -148,7 +181,8 @@ class IndexReader(Protocol):
         """The rows of highest cosine with each query.
 
         Args:
-            queries_QD: one vector a query, of any length.
+            queries_QD: one vector a query, of any length, in the space of the index
+                (`IndexState.read_projection`).
             num_hits: rows wanted per query; fewer come back where fewer were found.
             where: only rows with these values of their columns; None as a value is null.
 

@@ -21,6 +21,7 @@ from pipeline.hits import Hit, matrix_of, unit
 from pipeline.index.config import QualitySection
 from pipeline.index.feed import SnapshotRows
 from pipeline.index.protocol import IndexReader
+from pipeline.projection import Projection
 from pipeline.snapshot.metadata import DataFile
 
 NUM_NEIGHBOURS = 10
@@ -92,9 +93,28 @@ class _Nearest:
         return self.found[query][-1][0] if self.found[query] else np.inf
 
 
+@dataclass(frozen=True)
+class Tables:
+    """What is compared.
+
+    Attributes:
+        rows: of the snapshot that the draft holds.
+        published: of the snapshot that the published index holds, by the same encoder; None where
+            there is nothing to compare with.
+        projection: into the space of the draft; None for the plain one.
+    """
+
+    rows: SnapshotRows
+    published: SnapshotRows | None
+    projection: Projection | None = None
+
+    def unit(self, vectors_ND: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Vectors in the space of the draft, of length 1."""
+        return unit(vectors_ND if self.projection is None else self.projection.apply(vectors_ND))
+
+
 def measure(
-    rows: SnapshotRows,
-    published: SnapshotRows | None,
+    tables: Tables,
     reader: IndexReader | None,
     mean_norm: tuple[float, int] | None,
     section: QualitySection,
@@ -102,20 +122,19 @@ def measure(
     """Compare a draft with exact search, and its snapshot with the published one.
 
     Args:
-        rows: of the snapshot that the draft holds.
-        published: of the snapshot that the published index holds, by the same encoder; None where
-            there is nothing to compare with.
+        tables: the two snapshots.
         reader: searches the draft; None where that is not possible.
         mean_norm: mean length of the vectors that came, and their number; None without any.
         section: how much to look at, and the bar.
     """
-    queries_QD = unit(rows.sample(section.sample, MAX_SAMPLE_FILES))
+    rows, published = tables.rows, tables.published
+    queries_QD = tables.unit(rows.sample(section.sample, MAX_SAMPLE_FILES))
     if not len(queries_QD):
         why = "quality.sample is 0" if not section.sample else "the snapshot is empty"
         note = f"recall, moved neighbours and the new vectors' length were not measured: {why}"
         return Quality(0, problems=_emptied(rows, published, section), notes=(note,))
     answers = None if reader is None else reader.search(queries_QD, NUM_NEIGHBOURS)
-    scan = _Scan(queries_QD, answers)
+    scan = _Scan(tables, queries_QD, answers)
     both, only_old = _files(rows, published)
     for file in rows.snapshot.files:
         scan.add(rows, file, is_old=file.path in both, is_new=True)
@@ -176,7 +195,10 @@ def _problems(quality: Quality, section: QualitySection) -> list[str]:
 class _Scan:
     """Exact search for all queries at once, file by file."""
 
-    def __init__(self, queries_QD: NDArray[np.floating], answers: list[list[Hit]] | None) -> None:
+    def __init__(
+        self, tables: Tables, queries_QD: NDArray[np.floating], answers: list[list[Hit]] | None
+    ) -> None:
+        self._unit = tables.unit
         self._queries_QD = queries_QD.astype(np.float32)
         self._old, self._new = _Nearest(len(queries_QD)), _Nearest(len(queries_QD))
         self._answers = None
@@ -197,7 +219,7 @@ class _Scan:
         names = [n for n in ("id", "sentence_index", "token_index") if n in rows.columns]
         for batch in rows.raw_batches([file], [*names, rows.vector_column]):
             vectors_ND = matrix_of(batch[rows.vector_column])
-            scores_QN = self._queries_QD @ unit(vectors_ND).T
+            scores_QN = self._queries_QD @ self._unit(vectors_ND).T
             if is_old:
                 self._old.add(scores_QN, batch)
                 self._norm_sum += float(np.linalg.norm(vectors_ND, axis=1).sum())

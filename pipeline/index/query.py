@@ -87,12 +87,15 @@ def nearest_in_index(
 
     Args:
         reader: the index.
-        queries_QD: one vector a query.
+        queries_QD: one vector of the encoder a query.
         num_hits: rows wanted per query.
         where: only rows with these values of their columns.
         left_out: for each query a document that is no answer to it, None for none.
     """
     hits: list[list[Hit]] = []
+    projection = reader.state.read_projection()
+    if projection is not None:
+        queries_QD = projection.apply(queries_QD)
     for query_D, id_ in zip(queries_QD, left_out, strict=True):
         # A document's rows are among the nearest to itself: ask for more until they are all passed.
         wanted, found = num_hits, reader.search(query_D[None], num_hits, where)[0]

@@ -22,7 +22,7 @@ from pipeline.errors import (
 from pipeline.index.config import IndexConfig
 from pipeline.index.feed import SnapshotFeed, SnapshotRows
 from pipeline.index.protocol import IndexFeeder, IndexState
-from pipeline.index.quality import Quality, measure
+from pipeline.index.quality import Quality, Tables, measure
 from pipeline.snapshot.changes import read_changes
 from pipeline.snapshot.commit import SnapshotStore
 from pipeline.snapshot.metadata import Snapshot
@@ -120,6 +120,7 @@ def plan_update(config: IndexConfig, feeder: IndexFeeder, *, rebuild: bool) -> I
     for what, expected, found in (
         ("columns", rows.columns, held.columns),
         ("vector column", rows.vector_column, held.vector_column),
+        ("space", config.snapshot.space, held.space),
         ("settings", dict(feeder.settings), dict(held.settings)),
     ):
         if expected != found:
@@ -166,7 +167,8 @@ def update_index(config: IndexConfig, feeder: IndexFeeder, plan: IndexPlan) -> I
             reason = str(error)
     level = logging.INFO if held is None else logging.WARNING
     log.log(level, "the index is built as a whole: %s", reason)
-    return _feed(config, feeder, plan, SnapshotFeed(plan.rows, settings, held), reason)
+    feed = SnapshotFeed(plan.rows, settings, held, space=config.snapshot.space)
+    return _feed(config, feeder, plan, feed, reason)
 
 
 def _feed(
@@ -184,7 +186,8 @@ def _feed(
                 raise CorruptFileError(f"{found}; 'elmo verify' says what the snapshot holds")
             raise RebuildNeededError(f"{found}: it did not hold what it said")
         norm = None if feed.mean_norm is None else (feed.mean_norm, feed.num_rows_in)
-        quality = measure(plan.rows, plan.published, reader, norm, config.quality)
+        tables = Tables(plan.rows, plan.published, feed.state.read_projection())
+        quality = measure(tables, reader, norm, config.quality)
         if not quality.problems:
             draft.publish()
     return IndexReport(

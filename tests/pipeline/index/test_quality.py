@@ -11,7 +11,7 @@ from pipeline.hits import Hit
 from pipeline.index.config import QualitySection
 from pipeline.index.feed import SnapshotRows
 from pipeline.index.kinds import open_index
-from pipeline.index.quality import measure
+from pipeline.index.quality import Tables, measure
 from pipeline.snapshot.commit import SnapshotStore
 from pipeline.storage import open_storage
 from tests.pipeline.histories import Document, Night
@@ -62,7 +62,7 @@ def test_recall_is_the_share_of_the_true_nearest_rows(store, num_wrong):
         right = true_hits(vectors, queries_QD, num_hits - num_wrong)
         return [a + b for a, b in zip(right, far, strict=True)]
 
-    quality = measure(rows, None, Answers(None, hits), None, QualitySection(sample=20))
+    quality = measure(Tables(rows, None), Answers(None, hits), None, QualitySection(sample=20))
     assert quality.num_queries == 20
     assert quality.recall == pytest.approx(1 - num_wrong / 10)
     assert bool(quality.problems) is (num_wrong > 1)
@@ -77,7 +77,7 @@ def test_an_answer_as_near_as_the_true_one_is_right(store):
         return [found[-num_hits:] for found in true_hits(vectors, queries_QD, 25)]
 
     section = QualitySection(sample=20)
-    assert measure(rows, None, Answers(None, hits), None, section).recall == 1
+    assert measure(Tables(rows, None), Answers(None, hits), None, section).recall == 1
 
 
 def test_a_row_that_is_no_longer_in_the_snapshot_is_no_answer(store):
@@ -89,7 +89,9 @@ def test_a_row_that_is_no_longer_in_the_snapshot_is_no_answer(store):
         return [[replace(hits[0], id="gone"), *hits[1:]] for hits in found]
 
     section = QualitySection(sample=10)
-    assert measure(rows, None, Answers(None, hits), None, section).recall == pytest.approx(0.9)
+    assert measure(Tables(rows, None), Answers(None, hits), None, section).recall == pytest.approx(
+        0.9
+    )
 
 
 def test_moved_neighbours_are_counted_against_the_published_snapshot(store):
@@ -100,11 +102,13 @@ def test_moved_neighbours_are_counted_against_the_published_snapshot(store):
     new_file = write_vectors(store.storage, other, random_vectors(200, seed=7))
     second = commit(store, [first.files[0], new_file])
     before, after = (SnapshotRows(store.storage, made, None) for made in (first, second))
-    quality = measure(after, before, None, None, QualitySection(sample=50, max_moved_share=0.3))
+    quality = measure(
+        Tables(after, before), None, None, QualitySection(sample=50, max_moved_share=0.3)
+    )
     assert quality.recall is None
     assert quality.moved_share == pytest.approx(0.5, abs=0.1)
     assert "of the nearest rows are others" in quality.problems[0]
-    same = measure(before, before, None, None, QualitySection(sample=50))
+    same = measure(Tables(before, before), None, None, QualitySection(sample=50))
     assert (same.moved_share, same.problems) == (0, ())
 
 
