@@ -5,6 +5,7 @@ Rows are read as a stream; memory holds a few batches, and the ids of one table 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ from pipeline.storage import Storage
 # In float32 and scaled, twice as much: it stays in a processor's cache while it is worked on, and
 # what Arrow keeps of it is small.
 BATCH_BYTES = 4 << 20
+log = logging.getLogger(__name__)
+
 # What an index says of itself is one small file, or a field of a table.
 MAX_WHITE_DIM = 2048
 # White space is folded, so that an excerpt may need more of the text than it has characters.
@@ -179,8 +182,16 @@ class SnapshotRows:
             )
         batches = self.raw_batches(self.snapshot.files, [self.vector_column])
         matrices = (matrix_of(batch.column(0)) for batch in batches)
+        fitted = Projection.fit(matrices, self.dim, space)
+        if space == "white" and fitted.scale_DD is None:
+            log.warning(
+                "snapshot.space: %d rows of %d elements are too few to be whitened; the index is "
+                "centered until it is built from more",
+                self.num_rows,
+                self.dim,
+            )
         # Rows and queries go through the same rounded numbers.
-        return Projection.from_json(Projection.fit(matrices, self.dim, space).to_json())
+        return Projection.from_json(fitted.to_json())
 
     def rows(
         self,
@@ -255,9 +266,10 @@ class SnapshotFeed:
         projection: Mapping[str, str | None] | None
         if changes is None or base is None:
             self._projection = rows.projection(space)
+            fitted_rows = rows.num_rows
             projection = None if self._projection is None else self._projection.to_json()
         else:
-            space, projection = base.space, base.projection
+            space, projection, fitted_rows = base.space, base.projection, base.fitted_rows
             self._projection = base.read_projection()
         snapshot = rows.snapshot
         self.state = IndexState(
@@ -271,6 +283,7 @@ class SnapshotFeed:
             settings=settings,
             space=space,
             projection=projection,
+            fitted_rows=0 if projection is None else fitted_rows,
         )
 
     @property

@@ -46,6 +46,7 @@ class IndexState:
         settings: how it was built; with others it has to be built anew.
         space: where cosines are taken; queries are brought there before they are asked.
         projection: what brings vectors there, as `Projection.to_json`; None for `plain`.
+        fitted_rows: rows that the projection was fitted to.
     """
 
     snapshot: int
@@ -58,6 +59,7 @@ class IndexState:
     settings: Mapping[str, Any] = field(hash=False)
     space: Space = "plain"
     projection: Mapping[str, str | None] | None = field(default=None, hash=False)
+    fitted_rows: int = 0
 
     def read_projection(self) -> Projection | None:
         """What brings vectors of the encoder into the index's space; None for the plain one.
@@ -117,14 +119,16 @@ class IndexState:
                     f"{values.get(name)!r}; build the index anew"
                 )
         space, projection = values.get("space", "plain"), values.get("projection")
+        fitted_rows = values.get("fitted_rows", 0)
         is_plain = space == "plain" and projection is None
-        if not is_plain and (space not in SPACES or not isinstance(projection, dict)):
+        is_known = space in SPACES and isinstance(projection, dict)
+        if not is_plain and not (is_known and isinstance(fitted_rows, int)):
             raise CorruptFileError(
                 f"{where}: a space of {', '.join(SPACES)} and its projection are expected, found "
                 f"{space!r} and {type(projection).__name__}; build the index anew"
             )
         chosen = {name: values[name] for name in kinds}
-        chosen |= {"space": space, "projection": projection}
+        chosen |= {"space": space, "projection": projection, "fitted_rows": fitted_rows}
         return cls(**{**chosen, "columns": tuple(values["columns"])})
 
 

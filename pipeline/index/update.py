@@ -30,6 +30,9 @@ from pipeline.storage import open_storage
 
 log = logging.getLogger(__name__)
 
+# A mean of far fewer rows than there are now is no longer theirs.
+MAX_SPACE_GROWTH = 4
+
 
 @dataclass(frozen=True)
 class IndexPlan:
@@ -117,15 +120,9 @@ def plan_update(config: IndexConfig, feeder: IndexFeeder, *, rebuild: bool) -> I
     if before is None:
         reason = f"snapshot {held.snapshot} has expired, so its history cannot be checked"
         return IndexPlan("full", reason, rows, held, None)
-    for what, expected, found in (
-        ("columns", rows.columns, held.columns),
-        ("vector column", rows.vector_column, held.vector_column),
-        ("space", config.snapshot.space, held.space),
-        ("settings", dict(feeder.settings), dict(held.settings)),
-    ):
-        if expected != found:
-            reason = f"the index has other {what}: {_difference(found, expected)}"
-            return IndexPlan("full", reason, rows, held, published)
+    reason = _why_anew(config, feeder, rows, held)
+    if reason:
+        return IndexPlan("full", reason, rows, held, published)
     if held.snapshot == snapshot.number:
         return IndexPlan("none", f"it holds snapshot {held.snapshot} already", rows, held, None)
     try:
@@ -229,6 +226,25 @@ def _check(
             f"{where}: the index holds snapshot {held.snapshot}, which is later than "
             f"{snapshot.number}; there is no feed that leads back: build it anew with --rebuild"
         )
+
+
+def _why_anew(
+    config: IndexConfig, feeder: IndexFeeder, rows: SnapshotRows, held: IndexState
+) -> str:
+    """Why what changed cannot be fed to the index; empty where it can."""
+    for what, expected, found in (
+        ("columns", rows.columns, held.columns),
+        ("vector column", rows.vector_column, held.vector_column),
+        ("space", config.snapshot.space, held.space),
+        ("settings", dict(feeder.settings), dict(held.settings)),
+    ):
+        if expected != found:
+            return f"the index has other {what}: {_difference(found, expected)}"
+    if held.projection is not None and rows.num_rows > MAX_SPACE_GROWTH * held.fitted_rows:
+        return (
+            f"its space was made of {held.fitted_rows:,} rows, and there are now {rows.num_rows:,}"
+        )
+    return ""
 
 
 def _difference(found: Any, expected: Any) -> str:

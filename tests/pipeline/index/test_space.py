@@ -131,6 +131,26 @@ def test_another_space_builds_the_index_anew(store, kind):
     assert feed(store, url, **options).action == "full"
 
 
+def test_a_space_of_few_rows_is_centered_and_made_anew_as_they_grow(memory_url, caplog):
+    store, url = SnapshotStore(open_storage(memory_url)), new_url("flat")
+    options = {"snapshot": {"space": "white"}, "quality": {"sample": 0}}
+    Night({f"doc-{n}": Document("one") for n in range(2 * DIM)}).commit(store)
+    feed(store, url, **options)
+    assert f"{2 * DIM} rows of {DIM} elements are too few to be whitened" in caplog.text
+    first = open_index(url).state
+    assert (first.space, first.fitted_rows) == ("white", 2 * DIM)
+    Night({f"more-{n}": Document("one") for n in range(6 * DIM)}).commit(store)
+    assert feed(store, url, **options).action == "delta"
+    Night({"last": Document("one")}).commit(store)
+    report = feed(store, url, **options)
+    assert report.action == "full"
+    assert report.reason == "its space was made of 16 rows, and there are now 65"
+    projection = open_index(url).state.read_projection()
+    assert projection is not None
+    assert projection.scale_DD is not None
+    assert feed(store, url, **options).action == "none"
+
+
 def test_a_space_that_cannot_be_kept_is_refused(store, memory_url):
     options = {"index": {"kind": "opensearch"}, "snapshot": {"space": "white"}}
     with pytest.raises(ConfigError, match="white is a matrix .* take centered"):
