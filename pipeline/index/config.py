@@ -113,7 +113,7 @@ class LancedbSection(Section):
         128, gt=0, description="hnsw: candidates that are looked at when a query is answered"
     )
     refine_factor: int = Field(
-        5,
+        10,
         gt=0,
         description="ivf_pq, hnsw: this many times the wanted rows are compared by their vectors "
         "as stored",
