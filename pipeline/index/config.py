@@ -92,7 +92,11 @@ class LancedbSection(Section):
         description="flat: looks at every row, exact; ivf_pq: the lists nearest to the query, with "
         "rows of few bytes; hnsw: a graph in each list, with one byte for an element",
     )
-    dtype: Literal["float16", "float32"] = Field("float16", description="stored element type")
+    dtype: Literal["float16", "float32"] | None = Field(
+        None,
+        description="stored element type; null is float16, and float32 for ivf_pq: LanceDB takes "
+        "ten times as long to train codes on float16",
+    )
     num_lists: int | None = Field(
         None,
         gt=0,

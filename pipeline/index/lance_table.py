@@ -83,8 +83,7 @@ class LanceRows:
                 f"lancedb.code_bytes: a vector has {dim} elements, which "
                 f"{section.code_bytes} does not divide"
             )
-        element = pa.float16() if section.dtype == "float16" else pa.float32()
-        vector = pa.field(VECTOR, pa.list_(element, dim))
+        vector = pa.field(VECTOR, pa.list_(element_type(section), dim))
         stored = pa.schema([*(field for field in schema if field.name != VECTOR), vector])
         database, name = _database_of(storage, path)
         url = storage.url_of(path)
@@ -298,6 +297,12 @@ class LanceRows:
             f"{self._url}: another feeder or program wrote to this table meanwhile. What is "
             "published is as it was; run again when it is done"
         )
+
+
+def element_type(section: LancedbSection) -> pa.DataType:
+    """Of the stored vectors."""
+    default = "float32" if section.type == "ivf_pq" else "float16"
+    return pa.float32() if (section.dtype or default) == "float32" else pa.float16()
 
 
 class _Stream:
