@@ -15,7 +15,7 @@ import pyarrow.dataset as pads
 from lancedb.index import HnswSq, IvfPq
 
 from pipeline.index.config import LancedbSection
-from pipeline.index.lance_table import element_type
+from pipeline.index.lance_table import code_bytes, element_type
 
 
 def own_lancedb(paths: Sequence[str], folder: Path, section: LancedbSection) -> None:
@@ -33,8 +33,8 @@ def own_lancedb(paths: Sequence[str], folder: Path, section: LancedbSection) -> 
     reader = files.scanner(columns=columns).to_reader()
     table = lancedb.connect(folder).create_table("own", data=reader, mode="overwrite")
     if section.type == "ivf_pq":
-        codes = section.code_bytes or dim // 4
-        config = IvfPq("cosine", num_partitions=section.num_lists, num_sub_vectors=codes)
+        num_bytes = code_bytes(section, dim)
+        config = IvfPq("cosine", num_partitions=section.num_lists, num_sub_vectors=num_bytes)
         table.create_index("vector", config=config)
     elif section.type == "hnsw":
         graph = HnswSq(

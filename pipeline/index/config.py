@@ -106,8 +106,8 @@ class LancedbSection(Section):
     code_bytes: int | None = Field(
         None,
         gt=0,
-        description="ivf_pq: bytes of a row; divides the vector's elements; null is a quarter of "
-        "their number",
+        description="ivf_pq: bytes of a row; divides the vector's elements; null is one for 16 of "
+        "them, or for 8, 4 or 2 where 16 does not divide; the time to train is in proportion",
     )
     num_links: int = Field(20, gt=1, le=128, description="hnsw: links of a row")
     build_depth: int = Field(
