@@ -102,7 +102,11 @@ class LancedbSection(Section):
         description="flat: looks at every row, exact; ivf_pq: the lists nearest to the query, with "
         "rows of few bytes; hnsw: a graph in each list, with one byte for an element",
     )
-    dtype: Literal["float16", "float32"] = Field("float16", description="stored element type")
+    dtype: Literal["float16", "float32"] | None = Field(
+        None,
+        description="stored element type; null is float16, and float32 for ivf_pq: LanceDB takes "
+        "ten times as long to train codes on float16",
+    )
     num_lists: int | None = Field(
         None,
         gt=0,
@@ -112,8 +116,8 @@ class LancedbSection(Section):
     code_bytes: int | None = Field(
         None,
         gt=0,
-        description="ivf_pq: bytes of a row; divides the vector's elements; null is a quarter of "
-        "their number",
+        description="ivf_pq: bytes of a row; divides the vector's elements; null is one for 16 of "
+        "them, or for 8, 4 or 2 where 16 does not divide; the time to train is in proportion",
     )
     num_links: int = Field(20, gt=1, le=128, description="hnsw: links of a row")
     build_depth: int = Field(
@@ -123,7 +127,7 @@ class LancedbSection(Section):
         128, gt=0, description="hnsw: candidates that are looked at when a query is answered"
     )
     refine_factor: int = Field(
-        5,
+        10,
         gt=0,
         description="ivf_pq, hnsw: this many times the wanted rows are compared by their vectors "
         "as stored",

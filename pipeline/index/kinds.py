@@ -84,10 +84,10 @@ def open_index(url: str) -> IndexReader:
 
 def _open_directory(url: str) -> IndexReader | None:
     storage = open_storage(url)
-    version = IndexVersions(storage).latest()
-    if version is None:
+    found = IndexVersions(storage).open_latest(lambda version: [version.state.settings.get("kind")])
+    if found is None:
         return None
-    kind = version.state.settings.get("kind")
+    (kind,) = found
     if kind == "faiss":
         need_package(kind)
         from pipeline.index.faiss_index import open_faiss

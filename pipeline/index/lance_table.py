@@ -78,13 +78,12 @@ class LanceRows:
                     f"{name!r}; give the partition another name, or take another kind"
                 )
         dim = schema.field(VECTOR).type.list_size
-        if section.type == "ivf_pq" and dim % _code_bytes(section, dim):
+        if section.type == "ivf_pq" and dim % code_bytes(section, dim):
             raise ConfigError(
                 f"lancedb.code_bytes: a vector has {dim} elements, which "
                 f"{section.code_bytes} does not divide"
             )
-        element = pa.float16() if section.dtype == "float16" else pa.float32()
-        vector = pa.field(VECTOR, pa.list_(element, dim))
+        vector = pa.field(VECTOR, pa.list_(element_type(section), dim))
         stored = pa.schema([*(field for field in schema if field.name != VECTOR), vector])
         database, name = _database_of(storage, path)
         url = storage.url_of(path)
@@ -168,7 +167,7 @@ class LanceRows:
             lists = max(1, min(lists, self.num_rows // MIN_INDEXED_ROWS))
         options: dict[str, Any] = {"distance_type": "cosine", "num_partitions": lists}
         if section.type == "ivf_pq":
-            config: Any = IvfPq(num_sub_vectors=_code_bytes(section, dim), **options)
+            config: Any = IvfPq(num_sub_vectors=code_bytes(section, dim), **options)
         else:
             config = HnswSq(m=section.num_links, ef_construction=section.build_depth, **options)
         with reporting(self._url):
@@ -300,6 +299,17 @@ class LanceRows:
         )
 
 
+def element_type(section: LancedbSection) -> pa.DataType:
+    """Of the stored vectors."""
+    default = "float32" if section.type == "ivf_pq" else "float16"
+    return pa.float32() if (section.dtype or default) == "float32" else pa.float16()
+
+
+def code_bytes(section: LancedbSection, dim: int) -> int:
+    """Of a row, in ivf_pq."""
+    return section.code_bytes or next(dim // part for part in (16, 8, 4, 2, 1) if dim % part == 0)
+
+
 class _Stream:
     """Batches as the table stores them; keeps the error that ended them."""
 
@@ -372,10 +382,6 @@ def _database_of(storage: Storage, path: str) -> tuple[Any, str]:
     url = storage.url_of(directory)
     with reporting(url):
         return lancedb.connect(url, storage_options=options), name.removesuffix(".lance")
-
-
-def _code_bytes(section: LancedbSection, dim: int) -> int:
-    return section.code_bytes or max(dim // 4, 1)
 
 
 def _literal(text: str) -> str:
