@@ -5,12 +5,16 @@ Nothing but elements and attributes comes out: no scripts, no links, no fonts to
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 
-LABEL_WIDTH = 150
-PLOT_WIDTH = 330
+LABEL_WIDTH = 190
+PLOT_WIDTH = 290
+# Of the 12 pixel font in the labels' width; those of Chinese count twice.
+LABEL_CHARACTERS = 28
 VALUE_WIDTH = 130
 ROW_HEIGHT = 22
 AXIS_HEIGHT = 24
@@ -69,7 +73,7 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
         start, end = sorted((place(0.0), place(row.value)))
         tip = f"{row.label}: {row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
         parts += [
-            _text(LABEL_WIDTH - 8, middle + 4, row.label, "label", "end"),
+            _label(row.label, middle + 4),
             f'<rect class="bar {row.style}" x="{start:.1f}" y="{top + 4}" rx="2" '
             f'width="{max(end - start, 0.5):.1f}" height="{ROW_HEIGHT - 8}">'
             f"<title>{escape(tip)}</title></rect>",
@@ -87,7 +91,7 @@ def stacks(title: str, rows: Sequence[Stack]) -> str:
     parts = []
     for number, row in enumerate(rows):
         top, at = number * ROW_HEIGHT, float(LABEL_WIDTH)
-        parts.append(_text(LABEL_WIDTH - 8, top + ROW_HEIGHT / 2 + 4, row.label, "label", "end"))
+        parts.append(_label(row.label, top + ROW_HEIGHT / 2 + 4))
         for place, share in enumerate(row.shares):
             width = share * (PLOT_WIDTH + VALUE_WIDTH)
             parts.append(
@@ -126,6 +130,19 @@ def _svg(title: str, width: float, height: float, parts: Sequence[str]) -> str:
     return (
         f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {width:g} {height:g}" '
         f'style="max-width:{width:g}px">{"".join(parts)}</svg>'
+    )
+
+
+def _label(label: str, y: float) -> str:
+    """A row's name, its end left out where it is too long; pointing at it shows all of it."""
+    widths = [2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in label]
+    ends = list(accumulate(widths, initial=0))
+    shown = label
+    if ends[-1] > LABEL_CHARACTERS:
+        shown = label[: sum(end < LABEL_CHARACTERS for end in ends[1:])] + "…"
+    return (
+        f'<text class="label" x="{LABEL_WIDTH - 8:.1f}" y="{y:.1f}" text-anchor="end">'
+        f"{escape(shown)}<title>{escape(label)}</title></text>"
     )
 
 

@@ -171,3 +171,15 @@ def test_bars_and_whiskers_stand_where_their_numbers_are():
     low, high = re.match(r"M([\d.]+) [\d.]+H([\d.]+)", whisker).groups()
     assert float(low) == pytest.approx(left + width * 0.8, abs=0.2)
     assert float(high) == pytest.approx(left + width * 1.2, abs=0.2)
+
+
+def test_a_long_name_is_cut_to_its_place_and_whole_when_pointed_at():
+    names = ["layer 0 (no context), white", "classification customer-reviews-2026.csv", "评论" * 9]
+    root = ET.fromstring(bars("t", [Bar(name, 0.5, 0.4, 0.6, "layer") for name in names]))
+    labels = [item for item in root if item.get("class") == "label"]
+    assert [label.text for label in labels] == [
+        names[0],
+        "classification customer-rev…",
+        "评论" * 6 + "评…",
+    ]
+    assert [label.findtext("title") for label in labels] == names
