@@ -30,7 +30,7 @@ from pipeline.evaluation.read_text import (
     read_text,
 )
 from pipeline.evaluation.scores import Ratio
-from pipeline.evaluation.systems import System, Vectors, centered_unit, with_white
+from pipeline.evaluation.systems import System, Vectors, centered_unit, white_note, with_white
 from pipeline.evaluation.task import Outcome, lines_of, table
 
 NDCG_DEPTH, RECALL_DEPTH = 10, 100
@@ -111,10 +111,8 @@ class Retrieval:
             table(f"nDCG@{NDCG_DEPTH}", lines, ndcg),
             table(f"recall@{RECALL_DEPTH}", lines, recall),
         ]
-        notes = [
-            f"{num_documents:,} documents; cosines of pooled vectors less their mean; white: as "
-            "'elmo search' compares rows by default."
-        ]
+        said = f"cosines of pooled vectors less their mean{white_note(lines)}"
+        notes = [f"{num_documents:,} documents; {said}."]
         return Outcome(tables, len(self.queries), notes)
 
     def _ranking(self, line: Vectors, num_documents: int) -> NDArray[np.int64]:

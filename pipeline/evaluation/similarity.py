@@ -18,7 +18,7 @@ from pipeline.evaluation.documents import Document, thinned, tokenised
 from pipeline.evaluation.mix import Items, LearnedMix, learn_mix
 from pipeline.evaluation.read_text import columns_of, numbers_of, read_rows
 from pipeline.evaluation.scores import RankCorrelation
-from pipeline.evaluation.systems import System, centered_unit, pair_cosines, with_white
+from pipeline.evaluation.systems import System, centered_unit, pair_cosines, white_note, with_white
 from pipeline.evaluation.task import Outcome, lines_of, table
 
 SENTENCES, SCORE = ("sentence1", "sentence2"), "score"
@@ -77,10 +77,8 @@ class Similarity:
             ),
             learn if self.train else None,
         )
-        notes = [
-            "Cosines of the means of token vectors, less the mean of all sentences; white: as "
-            "'elmo search' compares rows by default."
-        ]
+        said = "Cosines of the means of token vectors, less the mean of all sentences"
+        notes = [f"{said}{white_note(lines)}."]
         return Outcome([table("Spearman", lines, statistics)], len(self.gold_N), notes, mix)
 
 

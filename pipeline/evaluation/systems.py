@@ -163,6 +163,12 @@ def with_white(lines: Sequence[Vectors], num_fitted: int) -> list[Vectors]:
     return found
 
 
+def white_note(lines: Sequence[Vectors]) -> str:
+    """What is to be said of whitened lines; empty where there are none."""
+    has_white = any(line.name.endswith(WHITE) for line in lines)
+    return "; white: as 'elmo search' compares rows by default" if has_white else ""
+
+
 def pair_cosines(matrix: Matrix) -> NDArray[np.float64]:
     """Cosine of row i and row i + N, for 2 N rows of `centered_unit`."""
     half = matrix.shape[0] // 2
