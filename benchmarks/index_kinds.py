@@ -20,7 +20,7 @@ from pipeline.index.config import IndexConfig
 from pipeline.index.kinds import open_feeder
 from pipeline.index.update import plan_update, update_index
 
-# Training codes takes a minute of a core for each 20,000 rows.
+# Training codes takes a minute of a core for each 20,000 rows of 1,024 elements.
 MAX_TRAIN_ROWS = {"ivf": 20_000, "ivf_pq": 2_560}
 
 

@@ -175,7 +175,7 @@ def _problems(quality: Quality, section: QualitySection) -> list[str]:
         problems.append(
             f"recall@{NUM_NEIGHBOURS} is {recall:.3f} for {quality.num_queries} queries, "
             f"quality.min_recall is {least:g}: look at more of the index (num_probes, "
-            "search_depth), or build it anew with --rebuild"
+            "search_depth), give codes more bytes (code_bytes), or build it anew with --rebuild"
         )
     if moved is not None and most_moved is not None and moved > most_moved:
         problems.append(
