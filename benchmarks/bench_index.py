@@ -43,6 +43,7 @@ NUM_HITS = 10
 # A query alone takes long in a flat index.
 NUM_ALONE = 50
 QUERY_SEED = 4
+MEASURED_PACKAGES = ("faiss-cpu", "lancedb", "pgvector", "psycopg")
 
 
 class Benchmark:
@@ -200,7 +201,7 @@ def main() -> None:
             "repeats": arguments.repeats,
             "changed_share": CHANGED_SHARE,
             "seed": 1,
-            "versions": {name: version(name) for name in ("faiss-cpu", "pgvector", "psycopg")},
+            "versions": {name: version(name) for name in MEASURED_PACKAGES},
             "threads": arguments.threads,
             "max_train_rows": MAX_TRAIN_ROWS,
             "limits": measure_limits(corpus.paths(ALL), folder),

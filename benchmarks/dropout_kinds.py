@@ -3,7 +3,7 @@
     python benchmarks/dropout_kinds.py --data FOLDER --result FILE
 
 trains one small word model for each kind on the first tenth of WikiText-2's articles, for as many
-steps as make some thirteen passes, and measures the last weights on the validation part. The
+steps as make some thirteen passes, and measures the best weights on the validation part. The
 training is that of `configs/wikitext-2-pretrain.yaml` but for its size, its vocabulary and the kind
 of dropout. Two seeds say how much a difference is worth. What is done is kept: the same command
 goes on.

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from index_corpus import Corpus
+from index_corpus import ALL, Corpus
 from index_faiss import own_faiss, threads_of_faiss
+from index_lancedb import own_lancedb
 from index_pgvector import own_pgvector, postgres_server
 
 from pipeline.config import build
@@ -81,7 +82,15 @@ def _pgvector(type_: str) -> Kind:
     )
 
 
+def _lancedb(type_: str) -> Kind:
+    def own(corpus: Corpus, folder: Path, config: IndexConfig) -> None:
+        own_lancedb(corpus.paths(ALL), folder, config.lancedb)
+
+    return Kind({"index": {"kind": "lancedb"}, "lancedb": {"type": type_}}, own)
+
+
 KINDS = {
     **{f"faiss-{type_}": _faiss(type_) for type_ in ("flat", "ivf", "ivf_pq", "hnsw")},
+    **{f"lancedb-{type_}": _lancedb(type_) for type_ in ("flat", "ivf_pq", "hnsw")},
     **{f"pgvector-{type_}": _pgvector(type_) for type_ in ("flat", "ivfflat", "hnsw")},
 }
