@@ -131,10 +131,18 @@ class Benchmark:
         return grown
 
     def size_bytes(self) -> dict[str, int]:
-        """Of the files of the index that was fed last, by their endings; none of a server."""
+        """Of the files of the index that was fed last, by their endings; none of a server.
+
+        A directory, which keeps several versions, counts with all of its files.
+        """
         paths = sorted(Path(self.url).glob("data/*")) if "://" not in self.url else []
         newest = sorted(paths, key=lambda path: path.stat().st_mtime)
-        return {path.suffix: path.stat().st_size for path in newest}
+        return {path.suffix: _size_bytes(path) for path in newest}
+
+
+def _size_bytes(path: Path) -> int:
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def _timed(kind: Kind, work: Callable[[], object]) -> dict[str, float]:
