@@ -38,7 +38,8 @@ class Projection:
             space: `plain`: as stored. `centered`: less the mean of all rows, since vectors of a
                 language model share a large common part (Mu and Viswanath 2018, section 2).
                 `white`: centred, then scaled so that all directions vary alike (Su et al. 2021,
-                section 3.2), which needs more rows than dimensions and is `centered` otherwise.
+                section 3.2), which needs more rows than dimensions, not all of them equal, and is
+                `centered` otherwise.
         """
         count, total_D, products_DD = 0, np.zeros(dim), np.zeros((dim, dim))
         for rows_ND in () if space == "plain" else matrices:
@@ -52,6 +53,8 @@ class Projection:
         variances_D, axes_DD = np.linalg.eigh(products_DD / count - np.outer(mean_D, mean_D))
         # Directions in which nothing varies, such as a layer that is there twice, stay small.
         floor = WHITENING_FLOOR * variances_D.mean()
+        if floor <= 0:  # all rows are equal: there is no direction to scale
+            return cls(mean_D.astype(np.float32))
         scale_DD = axes_DD / np.sqrt(np.maximum(variances_D, 0) + floor)
         return cls(mean_D.astype(np.float32), scale_DD.astype(np.float32))
 

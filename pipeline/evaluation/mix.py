@@ -30,6 +30,8 @@ _PATIENCE = 8
 _WATCHED_SHARE = 0.1
 _HEAD_RATE, _MIX_RATE = 0.02, 0.02
 _HEAD_DECAY = 0.01
+# Of a direction's spread beside the largest one: float32 keeps seven digits.
+_ROUNDING = 1e-6
 _SEED = 2018
 # A softmax of this lead is 1 in float32.
 _ALL_OF_IT = 100.0
@@ -92,8 +94,9 @@ class Head(nn.Module):
         self._spread_D = torch.ones(both_NKD.shape[2])
         with torch.no_grad():
             deviation_D = self._mixed(both_NKD).std(0, correction=0)
-        # A direction in which nothing differs stays as it is.
-        self._spread_D = torch.where(deviation_D > 0, deviation_D, 1.0)
+        # A direction in which nothing but rounding differs stays as it is.
+        differs_D = deviation_D > _ROUNDING * deviation_D.max()
+        self._spread_D = torch.where(differs_D, deviation_D, 1.0)
         self._spread_D *= math.sqrt(len(deviation_D))
         num_features = both_NKD.shape[2] * (1 if len(items.parts) == 1 else 2)
         self.linear = nn.Linear(num_features, items.num_classes or 1)

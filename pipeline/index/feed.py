@@ -185,8 +185,8 @@ class SnapshotRows:
         fitted = Projection.fit(matrices, self.dim, space)
         if space == "white" and fitted.scale_DD is None:
             log.warning(
-                "snapshot.space: %d rows of %d elements are too few to be whitened; the index is "
-                "centered until it is built from more",
+                "snapshot.space: %d rows of %d elements are too few, or too alike, to be whitened; "
+                "the index is centered until it is built from more",
                 self.num_rows,
                 self.dim,
             )

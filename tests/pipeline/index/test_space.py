@@ -136,7 +136,7 @@ def test_a_space_of_few_rows_is_centered_and_made_anew_as_they_grow(memory_url, 
     options = {"snapshot": {"space": "white"}, "quality": {"sample": 0}}
     Night({f"doc-{n}": Document("one") for n in range(2 * DIM)}).commit(store)
     feed(store, url, **options)
-    assert f"{2 * DIM} rows of {DIM} elements are too few to be whitened" in caplog.text
+    assert f"{2 * DIM} rows of {DIM} elements are too few, or too alike" in caplog.text
     first = open_index(url).state
     assert (first.space, first.fitted_rows) == ("white", 2 * DIM)
     Night({f"more-{n}": Document("one") for n in range(6 * DIM)}).commit(store)
@@ -149,6 +149,18 @@ def test_a_space_of_few_rows_is_centered_and_made_anew_as_they_grow(memory_url, 
     assert projection is not None
     assert projection.scale_DD is not None
     assert feed(store, url, **options).action == "none"
+
+
+def test_equal_rows_have_no_direction_to_whiten_and_are_centered(memory_url):
+    store, url = SnapshotStore(open_storage(memory_url)), new_url("flat")
+    ids = [f"doc-{n}" for n in range(40)]
+    commit(store, [write_vectors(store.storage, ids, np.ones((40, DIM)))])
+    feed(store, url, snapshot={"space": "white"})
+    projection = open_index(url).state.read_projection()
+    assert projection is not None
+    assert projection.scale_DD is None
+    (hits,) = nearest_in_index(open_index(url), QUERIES[:1], 5, {}, [None])
+    assert [hit.score for hit in hits] == [0] * 5
 
 
 def test_a_space_that_cannot_be_kept_is_refused(store, memory_url):
